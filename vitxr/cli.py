@@ -1,0 +1,340 @@
+"""The command ``vitxr``: arguments to the same public functions."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitxr import __version__
+from vitxr.errors import InvalidArgument, VitxrError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["main"]
+
+_EPILOG = """\
+examples:
+  vitxr demo                                     the whole analysis on the bundled model
+  vitxr extract photos/ run.zarr --model google/vit-base-patch16-224 --layers 0,11
+  vitxr factorize run.zarr factors.nc --layer 0 --rank 25
+  vitxr info run.zarr
+
+exit status: 0 done, 1 refused or failed (one message says why), 2 usage, 130 interrupted
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except VitxrError as error:
+        print(f"vitxr {args.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"vitxr {args.command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vitxr",
+        description="What a Vision Transformer's neurons do: activations under image shifts, "
+        "neuron tensors, nonnegative factors, embeddings, a report.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"vitxr {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _demo(commands)
+    _extract(commands)
+    _factorize(commands)
+    _info(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name,
+        help=text[0].lower() + text[1:].split(".")[0],
+        description=text,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected numbers separated by commas, such as 0,11"
+        ) from None
+
+
+def _layers(text: str) -> list[int] | str:
+    return text if text == "all" else _numbers(text)
+
+
+def _maps(text: str) -> int | list[int] | None:
+    if text == "all":
+        return None
+    numbers = _numbers(text.rstrip(","))
+    return numbers[0] if len(numbers) == 1 and not text.endswith(",") else numbers
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    numbers = _numbers(text.replace("x", ","))
+    if len(numbers) > 2:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 224 or 224x224 (height x width)")
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def _batch(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
+def _add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="show no progress bars")
+
+
+def _demo(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "demo",
+        _run_demo,
+        "Run the whole analysis on the bundled model and write a report. Works offline; 4 classes "
+        "x 5 held-out digits, 121 shifts, first and last block, ensembles over ranks.",
+    )
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="new folder to write")
+    _add_quiet(parser)
+
+
+def _run_demo(args: argparse.Namespace) -> None:
+    from vitxr.demo import run_demo
+
+    report = run_demo(args.output, progress=not args.quiet)
+    print(f"The report is {report}")
+
+
+def _extract(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "extract",
+        _run_extract,
+        "Run a model on shifted images and write its activations. An interrupted run goes on where "
+        "it stopped when the same command is given again.",
+    )
+    add = parser.add_argument
+    add(
+        "source",
+        help="folder of images (one subfolder a class), image, .npy stack; or the name "
+        "of a dataset: digits, photos",
+    )
+    add("store", type=Path, help="Zarr store to write, ending in .zarr")
+    add(
+        "--model",
+        default="google/vit-base-patch16-224",
+        help="'digits' (bundled), a hub id, or a folder written by save_pretrained",
+    )
+    add("--revision", help="branch, tag or commit of a hub model")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add("--layers", type=_layers, default="all", help="blocks, 0-based: 0,11 or all")
+    add("--step", type=int, default=11, help="pixels between shifts; 0 for no shifts")
+    add(
+        "--scheme",
+        choices=["grid", "raster"],
+        default="grid",
+        help="a true lattice, or the original notebook's order",
+    )
+    add(
+        "--variables",
+        default="activation",
+        help="activation,prefix,embedding,attention,logits: some of them",
+    )
+    add(
+        "--feature-maps",
+        type=_maps,
+        default="all",
+        help="channels kept: a count (the most active), a list 3,17,200 (one: 3,) or all",
+    )
+    add(
+        "--preprocess",
+        choices=["model", "raw"],
+        default="model",
+        help="the model's own, or pixel values 0..255 as they are",
+    )
+    add("--per-class", type=int, help="images of each class; all if not given")
+    add("--size", type=_size, help="thumbnail within 224, or resize to 224x224 (height x width)")
+    add("--precision", choices=["float32", "bfloat16"], default="float32", help="of the forward")
+    add("--storage-dtype", choices=["float32", "float16"], default="float32", help="of the store")
+    add("--batch-size", type=_batch, default="auto", help="frames a forward pass takes")
+    _add_quiet(parser)
+
+
+def _stimuli(args: argparse.Namespace) -> xr.Dataset:
+    import vitxr
+
+    if args.source in ("digits", "photos") and not Path(args.source).exists():
+        if args.size is not None or (args.source == "photos" and args.per_class is not None):
+            raise InvalidArgument(
+                f"--size and --per-class do not go with the dataset {args.source!r} "
+                "(--per-class goes with digits)."
+            )
+        if args.source == "photos":
+            return vitxr.datasets.photos()
+        return vitxr.datasets.digits(per_class=args.per_class)
+    return vitxr.open_images(args.source, per_class=args.per_class, size=args.size)
+
+
+def _run_extract(args: argparse.Namespace) -> None:
+    import vitxr
+
+    stim = _stimuli(args)
+    ds = vitxr.extract(
+        stim,
+        vitxr.load_model(args.model, revision=args.revision, device=args.device),
+        layers=args.layers,
+        shifts=vitxr.ShiftGrid(args.step, args.scheme) if args.step != 0 else None,
+        variables=args.variables.split(","),
+        feature_maps=args.feature_maps,
+        preprocess=args.preprocess,
+        precision=args.precision,
+        storage_dtype=args.storage_dtype,
+        store=args.store,
+        batch_size=args.batch_size,
+        progress=not args.quiet,
+    )
+    print(_sizes(ds))
+    print(f"The store is {args.store}")
+
+
+def _factorize(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "factorize",
+        _run_factorize,
+        "Factorize the neuron tensor of one block. One rank and one replicate give factors, more "
+        "give an ensemble.",
+    )
+    add = parser.add_argument
+    add("store", type=Path, help="store that vitxr extract wrote")
+    add("output", type=Path, help="file to write, ending in .nc or .zarr")
+    add("--layer", type=int, required=True, help="block, 0-based")
+    add(
+        "--rank",
+        type=_numbers,
+        required=True,
+        metavar="RANKS",
+        help="number of components; several, as 20,25,30, fit an ensemble",
+    )
+    add("--replicates", type=int, default=1, help="fits a rank, from distinct seeds")
+    add(
+        "--feature-maps",
+        type=_maps,
+        default=20,
+        help="maps kept: a count (the most active), a list of channels (one: 3,) or all",
+    )
+    add(
+        "--ranking",
+        choices=["first_frame", "mean"],
+        default="first_frame",
+        help="what the count ranks by",
+    )
+    add("--matrix", action="store_true", help="factorize the mean over shifts (neuron x image)")
+    add("--method", default="ncp_hals", help="ncp_hals, or a tensorly decomposition by its name")
+    add("--seed", type=int, default=0, help="seed of the random starts")
+    add("--tol", type=float, default=1e-5, help="stop when the objective improves by less")
+    add("--max-iter", type=int, default=500, help="iterations at most")
+    _add_quiet(parser)
+
+
+def _run_factorize(args: argparse.Namespace) -> None:
+    import vitxr
+
+    if args.output.exists():
+        raise InvalidArgument(f"{str(args.output)!r} exists: name another file, or delete it.")
+    if args.output.suffix not in (".nc", ".zarr"):
+        raise InvalidArgument(
+            f"output {str(args.output)!r}: expected a name ending in .nc or .zarr."
+        )
+    ds = vitxr.open(args.store)
+    make = ds.vit.neuron_matrix if args.matrix else ds.vit.neuron_tensor
+    t = make(layer=args.layer, feature_maps=args.feature_maps, ranking=args.ranking).compute()
+    options = {
+        "method": args.method,
+        "random_state": args.seed,
+        "tol": args.tol,
+        "max_iter": args.max_iter,
+        "progress": not args.quiet,
+    }
+    result: xr.Dataset | xr.DataTree
+    if len(args.rank) == 1 and args.replicates == 1:
+        result = t.vit.factorize(args.rank[0], **options)
+        print(f"objective {float(result['objective']):.4f}")
+    else:
+        result = t.vit.fit_ensemble(args.rank, replicates=args.replicates, **options)
+        print(result.to_dataset()[["objective", "similarity"]].to_dataframe().to_string())
+    vitxr.save(result, args.output)
+    print(f"Written to {args.output}")
+
+
+def _info(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "info",
+        _run_info,
+        "Say what a store, a file of factors or a model holds.",
+    )
+    parser.add_argument("target", help="a store, a file of factors, or a model's name or folder")
+
+
+def _run_info(args: argparse.Namespace) -> None:
+    import vitxr
+
+    path = Path(args.target)
+    if path.exists() and not (path / "config.json").exists():
+        result = vitxr.open(path)
+        print(_sizes(result))
+        for key, value in result.attrs.items():
+            print(f"  {key}: {value}")
+        return
+    model = vitxr.load_model(args.target)
+    parameters = sum(p.numel() for p in model.module.parameters())
+    rows, columns = model.grid
+    for key, value in {
+        "model": model.name,
+        "revision": model.revision or "-",
+        "architecture": type(model.module).__name__,
+        "blocks": f"{len(model.blocks)} (layers 0 to {len(model.blocks) - 1})",
+        "channels": model.channels,
+        "heads": model.heads,
+        "prefix tokens": ", ".join(model.prefix) or "none",
+        "input": f"{model.input_size[0]} x {model.input_size[1]} px",
+        "patch": f"{model.patch[0]} x {model.patch[1]} px, grid {rows} x {columns}",
+        "classes": len(model.classes) or "none",
+        "parameters": f"{parameters:,}",
+        "weights SHA-256": model.fingerprint,
+    }.items():
+        print(f"{key:>16}  {value}")
+
+
+def _sizes(ds: xr.Dataset | xr.DataTree) -> str:
+    lines = []
+    for name, array in ds.data_vars.items():
+        dims = ", ".join(f"{d}: {n}" for d, n in array.sizes.items())
+        lines.append(f"{name} ({dims}) {array.dtype}, {array.nbytes / 2**20:,.1f} MiB")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""Extraction: stimuli and a model to labelled activations, lazily or into a store.
+
+``plan`` decides what is computed in which units, ``units`` computes one unit,
+``run`` computes them all: here, on a cluster, or as a Dask graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import xarray as xr
+
+from vitxr.stimuli.shifts import ShiftGrid
+
+if TYPE_CHECKING:
+    from vitxr.models import Backbone
+
+__all__ = ["extract"]
+
+_DEFAULT_SHIFTS = ShiftGrid()
+
+
+def extract(
+    stim: xr.Dataset,
+    model: Backbone,
+    layers: int | Sequence[int] | Literal["all"] = "all",
+    shifts: ShiftGrid | None = _DEFAULT_SHIFTS,
+    variables: Sequence[str] = ("activation",),
+    feature_maps: int | Sequence[int] | None = None,
+    preprocess: Literal["model", "raw"] = "model",
+    precision: Literal["float32", "bfloat16"] = "float32",
+    storage_dtype: Literal["float32", "float16"] = "float32",
+    store: str | Path | None = None,
+    resume: bool = True,
+    batch_size: int | Literal["auto"] = "auto",
+    client: Any = None,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Run a Vision Transformer on every image and every circular shift of it.
+
+    Each image is preprocessed once, then rolled over the lattice of ``shifts`` (in
+    pixels of the model's input; down and right positive) and run. What is kept of
+    every frame is labelled. The forward pass stops after the deepest wanted block.
+
+    Parameters
+    ----------
+    stim
+        Stimuli, as :func:`vitxr.open_images` makes them.
+    model
+        Model, as :func:`vitxr.load_model` makes it.
+    layers
+        One block, several, or ``"all"``; 0-based.
+    shifts
+        The lattice, or None for no shifts.
+    variables
+        Which of these to keep, all in the same pass:
+
+        - ``activation``: output of the block after the residual, patch tokens on
+          the patch grid, not rectified
+        - ``prefix``: the same of the tokens before the patches
+        - ``embedding``: what enters the first block, patch tokens
+        - ``attention``: attention weights, rows sum to one
+        - ``logits``: scores of the classes (needs the whole model)
+    feature_maps
+        Channels of ``activation`` to keep: all (None); a sequence of channel
+        numbers; or a count, the most active in the first frame of the first image,
+        ranked for each layer (then ``feature_map`` is the rank and ``channel(layer,
+        feature_map)`` the channel's number).
+    preprocess
+        ``"model"``: the model's own resizing and normalisation. ``"raw"``: pixel
+        values 0..255 as they are, as the original notebook does; images must have
+        the size the model takes.
+    precision
+        Arithmetic of the forward pass.
+    storage_dtype
+        Dtype of what is kept.
+    store
+        Folder of a Zarr store to write, ending in ``.zarr``; None makes a lazy result.
+    resume
+        Go on with a store that an earlier run with the same settings left.
+    batch_size
+        Frames a forward pass takes, or ``"auto"``.
+    client
+        A ``dask.distributed.Client`` that runs the units; needs a store on a file
+        system its workers share, and a model loaded by name or path.
+    progress
+        Show a progress bar with the rate and an estimate.
+
+    Returns
+    -------
+    xarray.Dataset
+        Dask-backed. With ``store=None`` its blocks run the model when they are
+        computed; with a store the work is done and is read back lazily.
+
+    Raises
+    ------
+    InvalidArgument, DataError, ImageError, ModelError, StoreError
+        Before any work and before anything is written, if an argument, an image,
+        the model or the store does not fit.
+
+    References
+    ----------
+    The original notebook, section 5.
+
+    Examples
+    --------
+    >>> import vitxr
+    >>> stim = vitxr.datasets.digits(per_class=1)
+    >>> ds = vitxr.extract(stim, vitxr.load_model("digits"), layers=[0, 5],
+    ...                    shifts=vitxr.ShiftGrid(step=16), variables=["activation", "logits"])
+    >>> ds.activation.sizes
+    Frozen({'image': 10, 'shift_y': 2, 'shift_x': 2, 'layer': 2, 'feature_map': 48, \
+'patch_row': 8, 'patch_col': 8})
+    >>> ds.logits.isel(image=3, shift_y=0, shift_x=0).idxmax("class").item()
+    '3'
+    """
+    from vitxr.extract import run
+    from vitxr.extract.plan import make_plan
+
+    plan = make_plan(
+        stim,
+        model,
+        layers=layers,
+        shifts=shifts,
+        variables=variables,
+        feature_maps=feature_maps,
+        preprocess=preprocess,
+        precision=precision,
+        storage_dtype=storage_dtype,
+        batch_size=batch_size,
+    )
+    if store is None:
+        run.check_lazy(client)
+        return run.lazy(plan)
+    return run.into_store(plan, store, resume=resume, client=client, progress=progress)

@@ -1,0 +1,460 @@
+"""What an extraction will compute: arguments checked, labels laid out, units cut."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from vitxr._version import __version__
+from vitxr.errors import DataError, InvalidArgument
+from vitxr.extract.ranking import rank_channels
+from vitxr.models.backbone import Backbone
+from vitxr.names import VARIABLES, validate
+from vitxr.stimuli.shifts import ShiftGrid, no_shifts
+
+__all__ = ["Plan", "Unit", "make_plan"]
+
+CAPTURED = ("activation", "prefix", "embedding", "attention", "logits")
+_PRECISION = ("float32", "bfloat16")
+_STORAGE = ("float32", "float16")
+#: Bytes of one layer of one unit: shards are about this large.
+_SHARD_BYTES = 40_000_000
+#: Feature maps in an inner chunk of a shard.
+_CHUNK_MAPS = 16
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One piece of work: some rows of the lattice for one image."""
+
+    index: int
+    image: int
+    rows: slice
+
+    @property
+    def region(self) -> dict[str, slice]:
+        """Where its results go, by dimension."""
+        return {"image": slice(self.image, self.image + 1), "shift_y": self.rows}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An extraction, ready to run.
+
+    Attributes
+    ----------
+    stim, model
+        What was given; ``model`` in the precision asked for.
+    layers
+        Blocks, ascending.
+    variables
+        Names to capture.
+    channels
+        (layer, feature_map) channels of ``activation`` to keep, or None for all.
+    preprocess
+        ``"model"`` or ``"raw"``.
+    dtype
+        Storage dtype.
+    batch
+        Frames a forward pass takes.
+    coords
+        Every coordinate of the result.
+    attrs
+        Attributes of the result.
+    rows
+        Lattice rows in a unit.
+    """
+
+    stim: xr.Dataset
+    model: Backbone
+    layers: tuple[int, ...]
+    variables: tuple[str, ...]
+    channels: np.ndarray | None
+    preprocess: str
+    dtype: str
+    batch: int
+    coords: xr.Dataset
+    attrs: dict[str, Any]
+    rows: int
+
+    @property
+    def units(self) -> list[Unit]:
+        """All units, image by image."""
+        bands = range(0, self.coords.sizes["shift_y"], self.rows)
+        height = self.coords.sizes["shift_y"]
+        return [
+            Unit(i * len(bands) + b, i, slice(start, min(start + self.rows, height)))
+            for i in range(self.stim.sizes["image"])
+            for b, start in enumerate(bands)
+        ]
+
+    @property
+    def forms(self) -> dict[str, tuple[tuple[str, ...], tuple[int, ...]]]:
+        """Dims and shape of each variable."""
+        return {
+            name: (dims := VARIABLES[name].dims[0], tuple(self._size(name, d) for d in dims))
+            for name in self.variables
+        }
+
+    def _size(self, name: str, dim: str) -> int:
+        if dim == "feature_map" and name != "activation":
+            return self.model.channels
+        return self.coords.sizes[dim]
+
+    def offsets(self, unit: Unit) -> np.ndarray:
+        """(frame, 2) vertical and horizontal offsets of a unit's frames, row by row."""
+        lattice = self.coords[["offset_y", "offset_x"]].isel(shift_y=unit.rows)
+        shape = lattice.sizes["shift_y"], lattice.sizes["shift_x"]
+        dy, dx = (
+            np.broadcast_to(lattice[k].values.reshape(r), shape)
+            if lattice[k].ndim == 1
+            else lattice[k].values
+            for k, r in (("offset_y", (-1, 1)), ("offset_x", (1, -1)))
+        )
+        return np.stack([dy.ravel(), dx.ravel()], axis=1)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that decides the numbers, for the record and for resuming."""
+        return {
+            **self.attrs,
+            "variables": list(self.variables),
+            "layers": list(self.layers),
+            "channels": None if self.channels is None else self.channels.tolist(),
+            "images": self.stim["sha256"].values.astype(str).tolist(),
+            "image_names": self.stim["image"].values.astype(str).tolist(),
+            "image_size": self.stim.attrs.get("size"),
+            "rows_per_unit": self.rows,
+            "batch_size": self.batch,
+        }
+
+    def template(self) -> tuple[xr.Dataset, dict[str, dict[str, Any]]]:
+        """Return the result with nothing computed, and how it is laid out on disk."""
+        import dask.array as da
+        from zarr.codecs import Crc32cCodec
+
+        ds = self.coords.copy()
+        encoding = {}
+        for name, (dims, shape) in self.forms.items():
+            shard = self.shard(name)
+            ds[name] = (dims, da.zeros(shape, chunks=shard, dtype=self.dtype), _attrs(name))
+            chunk = tuple(
+                min(_CHUNK_MAPS, n) if d == "feature_map" else n
+                for d, n in zip(dims, shard, strict=True)
+            )
+            # A shard holds whole chunks only.
+            whole = tuple(math.ceil(s / c) * c for s, c in zip(shard, chunk, strict=True))
+            encoding[name] = {
+                "chunks": chunk,
+                "compressors": (Crc32cCodec(),),
+                "fill_value": np.nan,
+                **({"shards": whole} if whole != chunk else {}),
+            }
+        ds.attrs = self.attrs
+        return ds, encoding
+
+    def shard(self, name: str) -> tuple[int, ...]:
+        """Shape of what one unit writes of a variable, one layer at a time."""
+        dims, shape = self.forms[name]
+        small = {"image": 1, "shift_y": self.rows, "layer": 1}
+        return tuple(min(small.get(d, n), n) for d, n in zip(dims, shape, strict=True))
+
+
+def _attrs(name: str) -> dict[str, str]:
+    return VARIABLES[name].attrs
+
+
+def make_plan(
+    stim: xr.Dataset,
+    model: Backbone,
+    *,
+    layers: Any,
+    shifts: ShiftGrid | None,
+    variables: Sequence[str],
+    feature_maps: int | Sequence[int] | None,
+    preprocess: str,
+    precision: str,
+    storage_dtype: str,
+    batch_size: int | str,
+) -> Plan:
+    """Check every argument of :func:`vitxr.extract` and lay the result out."""
+    _check_stimuli(stim)
+    if not isinstance(model, Backbone):
+        raise InvalidArgument(
+            f"model is a {type(model).__name__}; expected what vitxr.load_model returns. "
+            "Call vitxr.load_model(model) first."
+        )
+    blocks = _layers(layers, len(model.blocks))
+    names = _variables(variables, model)
+    for option, value, legal in (
+        ("preprocess", preprocess, ("model", "raw")),
+        ("precision", precision, _PRECISION),
+        ("storage_dtype", storage_dtype, _STORAGE),
+    ):
+        if value not in legal:
+            raise InvalidArgument(
+                f"{option}={value!r}: expected {' or '.join(repr(v) for v in legal)}."
+            )
+    if shifts is not None and not isinstance(shifts, ShiftGrid):
+        raise InvalidArgument(
+            f"shifts={shifts!r}: expected a vitxr.ShiftGrid, or None for no shifts."
+        )
+    lattice = no_shifts() if shifts is None else shifts.lattice(*model.input_size)
+    _check_preprocess(stim, model, preprocess)
+    if feature_maps is not None and "activation" not in names:
+        raise InvalidArgument(
+            f"feature_maps={feature_maps!r} selects channels of `activation`, which is not among "
+            f"variables={list(names)}. Add it, or leave feature_maps out."
+        )
+    fixed = _channels(feature_maps, model.channels)
+    attrs = _provenance(model, shifts, preprocess, precision, storage_dtype)
+    model = model.cast(precision)
+    if isinstance(feature_maps, int | np.integer):
+        channels: np.ndarray | None = _first_frame_channels(
+            stim, model, blocks, lattice, preprocess, int(feature_maps)
+        )
+        attrs["feature_map_selection"] = "first_frame"
+        maps = {
+            "feature_map": np.arange(int(feature_maps)),
+            "channel": (("layer", "feature_map"), channels, _attrs("channel")),
+        }
+    else:
+        channels = None if fixed is None else np.tile(fixed, (len(blocks), 1))
+        maps = {"feature_map": np.arange(model.channels) if fixed is None else fixed}
+    if channels is not None and {"prefix", "embedding"} & set(names):
+        raise InvalidArgument(
+            "feature_maps selects channels of `activation` only, while `prefix` and `embedding` "
+            "share its dimension feature_map: extract them in a call of their own."
+        )
+    coords = _coords(stim, model, blocks, names, lattice, maps)
+    plan = Plan(
+        stim=stim,
+        model=model,
+        layers=blocks,
+        variables=names,
+        channels=channels,
+        preprocess=preprocess,
+        dtype=storage_dtype,
+        batch=_batch(batch_size, model),
+        coords=coords,
+        attrs=attrs,
+        rows=1,
+    )
+    heaviest = max(
+        math.prod(plan._size(n, d) for d in VARIABLES[n].dims[0][3:] if d != "layer") for n in names
+    )
+    per_row = coords.sizes["shift_x"] * heaviest * np.dtype(storage_dtype).itemsize
+    rows = max(1, min(_SHARD_BYTES // per_row, coords.sizes["shift_y"]))
+    return Plan(**{**plan.__dict__, "rows": int(rows)})
+
+
+def _check_stimuli(stim: xr.Dataset) -> None:
+    if not isinstance(stim, xr.Dataset) or "image" not in stim.dims:
+        raise InvalidArgument(
+            f"stim is a {type(stim).__name__} without the dimension `image`; expected the Dataset "
+            "that vitxr.open_images makes."
+        )
+    validate(stim, require=["sha256", "height", "width"])
+    if stim.sizes["image"] == 0:
+        raise DataError("stim holds no images: nothing to extract. Widen the selection.")
+    index = stim.indexes["image"]
+    if not index.is_unique:
+        twice = index[index.duplicated()].unique()[:5].tolist()
+        raise DataError(
+            f"stim has image names that occur more than once: {twice}. Give each image its own "
+            "name, for example stim.assign_coords(image=...)."
+        )
+
+
+def _layers(layers: Any, depth: int) -> tuple[int, ...]:
+    if isinstance(layers, str):
+        if layers != "all":
+            raise InvalidArgument(f"layers={layers!r}: expected block numbers or 'all'.")
+        return tuple(range(depth))
+    listed = np.atleast_1d(np.asarray(layers))
+    if listed.ndim != 1 or listed.size == 0 or listed.dtype.kind not in "iu":
+        raise InvalidArgument(
+            f"layers={layers!r}: expected one block number, a sequence of them, or 'all'."
+        )
+    outside = [int(i) for i in listed if not 0 <= i < depth]
+    if outside:
+        raise InvalidArgument(
+            f"layers: {outside} out of range; the model has {depth} blocks, 0 to {depth - 1}."
+        )
+    if len(set(listed.tolist())) < listed.size:
+        raise InvalidArgument(f"layers={layers!r} names a block twice.")
+    return tuple(sorted(int(i) for i in listed))
+
+
+def _variables(variables: Sequence[str], model: Backbone) -> tuple[str, ...]:
+    if isinstance(variables, str):
+        variables = [variables]
+    unknown = [v for v in variables if v not in CAPTURED]
+    if unknown or not variables:
+        raise InvalidArgument(
+            f"variables={list(variables)!r}: expected some of {', '.join(CAPTURED)}."
+        )
+    if "logits" in variables and not model.classes:
+        raise InvalidArgument(
+            f"variables: the model {model.name!r} has no classification head, so no `logits`. "
+            "Leave them out, or load the ...ForImageClassification form of the model."
+        )
+    if "prefix" in variables and not model.prefix:
+        raise InvalidArgument(
+            f"variables: the model {model.name!r} has no prefix tokens. Leave `prefix` out."
+        )
+    return tuple(v for v in CAPTURED if v in variables)
+
+
+def _check_preprocess(stim: xr.Dataset, model: Backbone, preprocess: str) -> None:
+    if preprocess == "model":
+        if model.processor is None:
+            # One small image through the same call: it raises with the remedy.
+            model.preprocess(np.zeros((8, 8, 3), np.uint8))
+        return
+    height, width = model.input_size
+    wrong = np.flatnonzero((stim["height"].values != height) | (stim["width"].values != width))
+    if wrong.size:
+        first = stim.isel(image=int(wrong[0]))
+        raise DataError(
+            f"preprocess='raw' hands images to the model as they are, and it takes {height} x "
+            f"{width} px (height x width); {wrong.size} of {stim.sizes['image']} images differ, "
+            f"such as {first['image'].item()!r} with {first['height'].item()} x "
+            f"{first['width'].item()}. Open them with size=({height}, {width}), or use "
+            "preprocess='model'."
+        )
+
+
+def _channels(feature_maps: Any, have: int) -> np.ndarray | None:
+    if feature_maps is None:
+        return None
+    if isinstance(feature_maps, bool):
+        raise InvalidArgument(f"feature_maps={feature_maps!r}: expected a count, a list or None.")
+    if isinstance(feature_maps, int | np.integer):
+        if not 1 <= feature_maps <= have:
+            raise InvalidArgument(
+                f"feature_maps={feature_maps}: the model has {have} feature maps; expected 1 to "
+                f"{have}, a sequence of channel numbers, or None for all."
+            )
+        return None
+    fixed = np.asarray(feature_maps)
+    if fixed.ndim != 1 or fixed.size == 0 or fixed.dtype.kind not in "iu":
+        raise InvalidArgument(
+            f"feature_maps={feature_maps!r}: expected a count, a sequence of channel numbers, or "
+            "None for all."
+        )
+    outside = [int(c) for c in fixed if not 0 <= c < have]
+    if outside or len(set(fixed.tolist())) < fixed.size:
+        raise InvalidArgument(
+            f"feature_maps={feature_maps!r}: expected distinct channel numbers, 0 to {have - 1}."
+        )
+    return fixed.astype(np.int64)
+
+
+def _first_frame_channels(
+    stim: xr.Dataset,
+    model: Backbone,
+    layers: tuple[int, ...],
+    lattice: xr.Dataset,
+    preprocess: str,
+    count: int,
+) -> np.ndarray:
+    """Channels of each layer, the most active in the first frame of the first image."""
+    from vitxr.extract.units import forward, prepare
+
+    image = prepare(stim, 0, model, preprocess)
+    first = np.array([[lattice["offset_y"].values.flat[0], lattice["offset_x"].values.flat[0]]])
+    out = forward(model, image, first, layers, ("activation",), None, "float32", batch=1)
+    frame = out["activation"][0].clip(min=0)
+    mean = frame.mean(axis=(-2, -1), dtype=np.float64)
+    return rank_channels(mean)[:, :count]
+
+
+def _batch(batch_size: int | str, model: Backbone) -> int:
+    if batch_size == "auto":
+        # Measured on CPUs: past about 2.5 million values a block, batches gain nothing.
+        budget = 2_500_000 if model.device.type == "cpu" else 40_000_000
+        tokens = len(model.prefix) + math.prod(model.grid)
+        return int(np.clip(budget // (tokens * model.channels), 1, 256))
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise InvalidArgument(f"batch_size={batch_size!r}: expected a number of frames or 'auto'.")
+    return batch_size
+
+
+def _provenance(
+    model: Backbone,
+    shifts: ShiftGrid | None,
+    preprocess: str,
+    precision: str,
+    storage_dtype: str,
+) -> dict[str, Any]:
+    import json
+
+    import torch
+    import transformers
+
+    settings = model.preprocessing() if preprocess == "model" else {}
+    return {
+        "vitxr_version": __version__,
+        "torch_version": torch.__version__,
+        "transformers_version": transformers.__version__,
+        "model": model.name,
+        "model_revision": model.revision,
+        "model_fingerprint": model.fingerprint,
+        "preprocess": preprocess,
+        "preprocess_settings": json.dumps(settings, sort_keys=True, default=str),
+        "precision": precision,
+        "storage_dtype": storage_dtype,
+        "shift_scheme": "none" if shifts is None else shifts.scheme,
+        "shift_step": 0 if shifts is None else shifts.step,
+        "input_height": model.input_size[0],
+        "input_width": model.input_size[1],
+        "patch_height": model.patch[0],
+        "patch_width": model.patch[1],
+        "prefix_tokens": len(model.prefix),
+    }
+
+
+def _coords(
+    stim: xr.Dataset,
+    model: Backbone,
+    layers: tuple[int, ...],
+    names: tuple[str, ...],
+    lattice: xr.Dataset,
+    maps: Mapping[str, Any],
+) -> xr.Dataset:
+    """Every coordinate of the result, in memory."""
+    ds = stim.coords.to_dataset()
+    ds = ds.drop_vars([v for v in ds.variables if set(ds[v].dims) - {"image"}]).load()
+    for name, text in list(ds.variables.items()):
+        if text.dtype.kind == "U":
+            # Zarr v3 has no fixed-width strings.
+            ds[name] = text.astype(object)
+    rows, columns = model.grid
+    tokens = len(model.prefix) + rows * columns
+    extra: dict[str, Any] = {
+        "layer": np.array(layers),
+        "patch_row": np.arange(rows),
+        "patch_col": np.arange(columns),
+        "token": np.array(model.prefix, dtype=object),
+        "head": np.arange(model.heads),
+        "query": np.arange(tokens),
+        "key": np.arange(tokens),
+        "class": np.array(model.classes, dtype=object),
+        **maps,
+    }
+    used = set(_dims(names))
+    for key, value in extra.items():
+        dims = value[0] if isinstance(value, tuple) else (key,)
+        if used.issuperset(dims):
+            ds = ds.assign_coords({key: value})
+    return ds.merge(lattice)
+
+
+def _dims(names: tuple[str, ...]) -> Iterator[str]:
+    for name in names:
+        yield from VARIABLES[name].dims[0]

@@ -1,0 +1,277 @@
+"""Find a model by name, path or module, load it safely, and say what went wrong.
+
+A name is first turned into a local folder (the bundled model, a path, or the
+hub's snapshot of one commit); every folder then goes through the same loading.
+Safetensors only, no remote code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.resources
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vitxr.errors import DependencyError, ModelError
+from vitxr.models.backbone import Backbone, from_module
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["load_model"]
+
+BUNDLED = ("digits",)
+_FILES = ("*config.json", "model*.safetensors", "model.safetensors.index.json")
+
+
+def load_model(
+    name_or_path_or_module: str | Path | torch.nn.Module,
+    revision: str | None = None,
+    device: str = "auto",
+) -> Backbone:
+    """Load a Vision Transformer.
+
+    Parameters
+    ----------
+    name_or_path_or_module
+        ``"digits"``, the small model that comes with vitxr; the id of a model on
+        the Hugging Face hub, such as ``"google/vit-base-patch16-224"``; a folder
+        saved by ``save_pretrained``; or a transformers vision model in memory,
+        which is used as it is and never changed.
+    revision
+        Branch, tag or commit of a hub model. The commit it meant is recorded.
+    device
+        ``"auto"`` (a CUDA device if there is one, else the CPU; a module in memory
+        stays where it is), or a torch device name.
+
+    Returns
+    -------
+    Backbone
+        The model, its blocks, prefix tokens, patch grid and image processor.
+
+    Raises
+    ------
+    ModelError
+        If the model cannot be found or reached, has no safetensors weights, needs
+        remote code, misses weights, or is not a Vision Transformer.
+    DependencyError
+        If torch or transformers is not installed.
+
+    Examples
+    --------
+    >>> import vitxr
+    >>> vitxr.load_model("digits").input_size
+    (32, 32)
+    """
+    try:
+        import torch
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise DependencyError(
+            "loading a model needs torch and transformers, which are not installed: "
+            "pip install 'vitxr[models]'."
+        ) from error
+
+    if isinstance(name_or_path_or_module, torch.nn.Module):
+        return _from_memory(name_or_path_or_module, device)
+    name = str(name_or_path_or_module)
+    target = _device(device)
+    folder, commit = _locate(name, revision)
+    module, processor = _load_folder(folder, name)
+    return from_module(
+        module.to(target),
+        name=name,
+        revision=commit,
+        processor=processor,
+        spec=(name, commit or revision, device, "float32"),
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def load_cached(name: str, revision: str | None, device: str, precision: str) -> Backbone:
+    """Load a model once a process; what a pickled Backbone becomes in a worker."""
+    return load_model(name, revision, device).cast(precision)
+
+
+def _device(device: str) -> torch.device:
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        target = torch.device(device)
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"device={device!r} cannot be used: {str(error).splitlines()[0]} "
+            "Pass 'auto', 'cpu', or a device torch finds on this machine."
+        ) from error
+    return target
+
+
+def _from_memory(module: Any, device: str) -> Backbone:
+    import copy
+
+    if device != "auto" and next(module.parameters()).device != _device(device):
+        module = copy.deepcopy(module).to(_device(device))
+    origin = getattr(module, "name_or_path", "") or ""
+    processor = _processor(Path(origin)) if origin and Path(origin).is_dir() else None
+    return from_module(
+        module, name=origin or type(module).__name__, revision="", processor=processor
+    )
+
+
+def _locate(name: str, revision: str | None) -> tuple[Path, str]:
+    """Turn a name into a local folder and, for hub models, the commit."""
+    path = Path(name).expanduser()
+    if name in BUNDLED:
+        return Path(str(importlib.resources.files("vitxr") / "models" / name)), ""
+    if path.is_dir():
+        return path, ""
+    looks_like_path = (
+        path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or "\\" in name
+    )
+    if path.exists() or looks_like_path:
+        raise ModelError(
+            f"no model folder at {name!r}: expected a folder written by save_pretrained, with "
+            "config.json and model.safetensors."
+        )
+    if "/" not in name:
+        raise ModelError(
+            f"no model named {name!r}: expected {' or '.join(map(repr, BUNDLED))} (bundled), a hub "
+            "id such as 'google/vit-base-patch16-224', or a folder written by save_pretrained."
+        )
+    return _snapshot(name, revision)
+
+
+def _snapshot(name: str, revision: str | None) -> tuple[Path, str]:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    at = f" at revision {revision!r}" if revision else ""
+    try:
+        # One quick question first: the download itself retries for minutes.
+        commit = huggingface_hub.HfApi().model_info(name, revision=revision, timeout=10).sha
+    except errors.GatedRepoError as error:
+        raise ModelError(
+            f"the hub model {name!r} is gated: accept its terms on its page, then log in with "
+            "`hf auth login`."
+        ) from error
+    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise ModelError(
+            f"the hub has no model {name!r}{at}: check the spelling and the revision; a private "
+            "model needs `hf auth login`."
+        ) from error
+    except errors.HFValidationError as error:
+        raise ModelError(f"{name!r} is neither a folder nor a legal hub id: {error}") from error
+    except Exception as error:  # any of several HTTP stacks: not reachable, so look in the cache
+        return _cached_snapshot(name, revision, at, error)
+    folder = huggingface_hub.snapshot_download(name, revision=commit, allow_patterns=list(_FILES))
+    return Path(folder), str(commit)
+
+
+def _cached_snapshot(
+    name: str, revision: str | None, at: str, cause: Exception
+) -> tuple[Path, str]:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        folder = huggingface_hub.snapshot_download(
+            name, revision=revision, local_files_only=True, allow_patterns=list(_FILES)
+        )
+    except errors.LocalEntryNotFoundError:
+        raise ModelError(
+            f"cannot reach the model hub for {name!r}{at} ({cause}), and no copy is in its local "
+            f"cache. On a machine with network run `hf download {name} --local-dir FOLDER`, bring "
+            "FOLDER here and call load_model('FOLDER'); or use load_model('digits'), which needs "
+            "no network."
+        ) from cause
+    return Path(folder), Path(folder).name
+
+
+def _load_folder(folder: Path, name: str) -> tuple[Any, Any]:
+    import torch
+    import transformers
+
+    try:
+        config_json = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model {name!r}: {folder / 'config.json'} cannot be read ({error}); expected a folder "
+            "written by save_pretrained."
+        ) from error
+    if "auto_map" in config_json:
+        raise ModelError(
+            f"model {name!r} asks to run code that comes with it (auto_map in config.json); vitxr "
+            "never does. Use a model whose architecture is part of transformers."
+        )
+    if not any(folder.glob("model*.safetensors")):
+        raise ModelError(
+            f"model {name!r} has no safetensors weights in {folder}; vitxr loads no pickled weights. "
+            "Convert it with transformers' save_pretrained (safe_serialization is the default)."
+        )
+    title = (config_json.get("architectures") or ["?"])[0]
+    architecture = getattr(transformers, title, None)
+    if architecture is None or not hasattr(architecture, "from_pretrained"):
+        raise ModelError(
+            f"model {name!r} has the architecture {title!r}, which transformers "
+            f"{transformers.__version__} does not know. Upgrade transformers, or correct "
+            "`architectures` in config.json."
+        )
+    try:
+        with _quiet():
+            module, info = architecture.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+    except Exception as error:
+        # Readers of weights and configs raise many kinds; all mean one thing here.
+        raise ModelError(f"model {name!r} cannot be loaded from {folder}: {error}") from error
+    missing = sorted(k for k in info["missing_keys"] if "pooler" not in k)
+    mismatched = sorted(str(k) for k in info["mismatched_keys"])
+    if missing or mismatched:
+        raise ModelError(
+            f"model {name!r}: the weights in {folder} do not fit {title}: "
+            f"missing {missing[:5]}, of another shape {mismatched[:5]}. Running it would use random "
+            "weights; save the whole model again."
+        )
+    return module.eval(), _processor(folder)
+
+
+def _processor(folder: Path) -> Any:
+    """Return the folder's image processor, or None if it holds none."""
+    if not any(
+        (folder / f).exists() for f in ("preprocessor_config.json", "processor_config.json")
+    ):
+        return None
+    from transformers import AutoImageProcessor
+
+    # One backend everywhere: torchvision's resizing differs from Pillow's.
+    with _quiet():
+        return AutoImageProcessor.from_pretrained(
+            folder, backend="pil", local_files_only=True, trust_remote_code=False
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and chatter off the screen while loading."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

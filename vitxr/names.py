@@ -1,0 +1,236 @@
+"""The vocabulary: every dimension, coordinate and variable, with its meaning.
+
+One registry. :func:`validate` checks a Dataset against it, and the tables of
+the documentation are made from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from vitxr.errors import DataError
+
+__all__ = ["DIMS", "LATTICE", "NEURON", "SHIFT", "VARIABLES", "Variable", "order", "validate"]
+
+#: The order of dimensions wherever they occur together.
+LATTICE = ("image", "shift_y", "shift_x", "layer", "feature_map", "patch_row", "patch_col")
+#: What the stacked dimension ``neuron`` is made of, in the notebook's order.
+NEURON = ("feature_map", "patch_row", "patch_col")
+#: What the stacked dimension ``shift`` is made of.
+SHIFT = ("shift_y", "shift_x")
+
+#: Every dimension and what its index means.
+DIMS: dict[str, str] = {
+    "image": "stimulus image, by unique name",
+    "shift_y": "row of the shift lattice (0-based)",
+    "shift_x": "column of the shift lattice (0-based)",
+    "layer": "transformer block, 0-based; its output is after the residual",
+    "feature_map": "channel number in the model, or rank where `channel` is given",
+    "patch_row": "row on the patch grid, 0 at the top",
+    "patch_col": "column on the patch grid, 0 at the left",
+    "row": "pixel row, 0 at the top",
+    "col": "pixel column, 0 at the left",
+    "channel": "colour channel (R, G, B)",
+    "head": "attention head (0-based)",
+    "query": "token that attends: prefix tokens, then patches row by row",
+    "key": "token attended to: prefix tokens, then patches row by row",
+    "token": "prefix token by name (class, distillation, registers)",
+    "class": "output class of the model, by name",
+    "neuron": "stacked (feature_map, patch_row, patch_col)",
+    "shift": "stacked (shift_y, shift_x)",
+    "component": "component of a factorization, by descending weight",
+    "neuron_component": "column of the neuron factor of a Tucker model",
+    "image_component": "column of the image factor of a Tucker model",
+    "shift_component": "column of the shift factor of a Tucker model",
+    "rank": "number of components of a model",
+    "replicate": "repetition of a fit from another random start",
+    "iteration": "iteration of a fit (0-based)",
+    "pc": "coordinate of an embedding (1-based)",
+}
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One name of the vocabulary.
+
+    Attributes
+    ----------
+    dims
+        The dimensions, in order. Several tuples are several legal forms.
+    units
+        Unit, ``"1"`` for pure numbers, ``""`` for names.
+    meaning
+        One line, used as ``long_name``.
+    kind
+        NumPy kind characters the dtype may have.
+    """
+
+    dims: tuple[tuple[str, ...], ...]
+    units: str
+    meaning: str
+    kind: str
+
+    @property
+    def attrs(self) -> dict[str, str]:
+        """Attributes for a DataArray of this name: ``long_name`` and ``units``."""
+        out = {"long_name": self.meaning}
+        if self.units:
+            out["units"] = self.units
+        return out
+
+
+def _v(dims: str | tuple[str, ...], units: str, meaning: str, kind: str) -> Variable:
+    forms = (dims,) if isinstance(dims, str) else dims
+    return Variable(tuple(tuple(form.split()) for form in forms), units, meaning, kind)
+
+
+def _factor(dim: str) -> Variable:
+    forms = (
+        f"{dim} component",
+        f"replicate {dim} component",
+        f"{dim} {dim}_component",
+    )
+    return _v(forms, "1", "loading", "f")
+
+
+_FRAME = "image shift_y shift_x "
+
+#: Every variable and coordinate with a fixed name.
+VARIABLES: dict[str, Variable] = {
+    # stimuli
+    "pixels": _v("image row col channel", "0..255", "image, sRGB", "u"),
+    "encoded": _v("image", "", "image file held in memory (PNG)", "OS"),
+    "label": _v("image", "", "class of the image", "UOT"),
+    "source": _v("image", "", "file the image came from", "UOT"),
+    "height": _v("image", "px", "image height", "iu"),
+    "width": _v("image", "px", "image width", "iu"),
+    "sha256": _v("image", "", "SHA-256 of the file, or of the pixels where there is none", "UOT"),
+    # shifts
+    "offset_y": _v(("shift_y", "shift_y shift_x", "shift", ""), "px", "circular shift, down", "iu"),
+    "offset_x": _v(
+        ("shift_x", "shift_y shift_x", "shift", ""), "px", "circular shift, to the right", "iu"
+    ),
+    # activations
+    "activation": _v(
+        _FRAME + "layer feature_map patch_row patch_col", "1", "block output, patch tokens", "f"
+    ),
+    "prefix": _v(_FRAME + "layer token feature_map", "1", "block output, prefix tokens", "f"),
+    "embedding": _v(
+        _FRAME + "feature_map patch_row patch_col", "1", "embedding output, patch tokens", "f"
+    ),
+    "attention": _v(_FRAME + "layer head query key", "1", "attention weight", "f"),
+    "logits": _v(_FRAME + "class", "1", "logit of the class", "f"),
+    "channel": _v("layer feature_map", "", "channel number in the model", "iu"),
+    # tensors
+    "edge_distance": _v(
+        ("patch_row patch_col", "neuron"), "patch", "distance to the nearest border", "iu"
+    ),
+    "activity": _v(_FRAME + "layer feature_map", "1", "mean over patches", "f"),
+    # factors
+    "neuron_factor": _factor("neuron"),
+    "image_factor": _factor("image"),
+    "shift_factor": _factor("shift"),
+    "core": _v(
+        (
+            "neuron_component image_component shift_component",
+            "neuron_component image_component",
+        ),
+        "1",
+        "core of a Tucker model",
+        "f",
+    ),
+    "weight": _v(("component", "replicate component"), "1", "weight of the component", "f"),
+    "objective": _v(
+        ("", "replicate", "rank replicate"), "1", "relative residual |X - M| / |X|", "f"
+    ),
+    "objective_history": _v(
+        ("iteration", "replicate iteration"), "1", "relative residual after each iteration", "f"
+    ),
+    "converged": _v(("", "replicate", "rank replicate"), "", "stopped by the tolerance", "b"),
+    "similarity": _v(("replicate", "rank replicate"), "1", "similarity to the best replicate", "f"),
+    "iterations": _v(("", "replicate", "rank replicate"), "1", "iterations done", "iu"),
+    "seconds": _v(("", "replicate", "rank replicate"), "s", "time the fit took", "f"),
+    "seed": _v(("", "replicate", "rank replicate"), "", "seed of the random start", "iu"),
+    "best_replicate": _v("rank", "", "replicate of least objective", "iu"),
+    # embeddings
+    "score": _v(("neuron pc", "image pc", "shift pc"), "1", "coordinate on the embedding", "f"),
+    "explained_variance": _v("pc", "1", "variance along the axis", "f"),
+    "explained_variance_ratio": _v("pc", "1", "share of the variance", "f"),
+    "component_loading": _v("pc component", "1", "direction of the axis among components", "f"),
+    "component_mean": _v("component", "1", "mean of the factor's column", "f"),
+}
+
+
+def order(dims: Iterable[Hashable]) -> tuple[Hashable, ...]:
+    """Sort dimension names into the order of the vocabulary.
+
+    Names that the vocabulary does not know come last, in the order given.
+
+    Examples
+    --------
+    >>> order(["patch_row", "image", "shift_x"])
+    ('image', 'shift_x', 'patch_row')
+    """
+    rank = {name: i for i, name in enumerate(DIMS)}
+    return tuple(sorted(dims, key=lambda d: rank.get(str(d), len(rank))))
+
+
+def validate(ds: xr.Dataset, require: Iterable[str] = ()) -> xr.Dataset:
+    """Check names, dims and dtype kinds of a Dataset against the vocabulary.
+
+    Parameters
+    ----------
+    ds
+        Any Dataset. Variables the vocabulary does not know are left alone.
+    require
+        Names that must be present, as variables or coordinates.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``ds``, unchanged.
+
+    Raises
+    ------
+    DataError
+        If a required name is missing, or a known name has other dims or another
+        kind of dtype than the vocabulary says.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr
+    >>> validate(xr.Dataset({"logits": ("class", np.zeros(3))}))
+    Traceback (most recent call last):
+        ...
+    vitxr.errors.DataError: `logits` has dims (class); expected (image, shift_y, shift_x, class).
+    """
+    for name in require:
+        if name not in ds.variables:
+            have = ", ".join(map(str, ds.data_vars)) or "no variables"
+            hint = f" ({VARIABLES[name].meaning})" if name in VARIABLES else ""
+            raise DataError(
+                f"the Dataset has no `{name}`{hint}; it has: {have}. "
+                f"Add it, or make the Dataset with the step that writes `{name}`."
+            )
+    for key, array in ds.variables.items():
+        name = str(key)
+        known = VARIABLES.get(name)
+        if known is None:
+            continue
+        if name == "channel" and array.dims == ("channel",):
+            continue  # the colour channel's own index
+        forms = known.dims
+        if array.dims not in forms:
+            given = "(" + ", ".join(map(str, array.dims)) + ")"
+            expected = " or ".join("(" + ", ".join(form) + ")" for form in forms)
+            raise DataError(f"`{name}` has dims {given}; expected {expected}.")
+        if np.dtype(array.dtype).kind not in known.kind:
+            raise DataError(
+                f"`{name}` has dtype {array.dtype}; expected one of kind {known.kind!r} "
+                f"({known.meaning})."
+            )
+    return ds

@@ -1,0 +1,393 @@
+"""Activations to neuron tensors: selections and reductions, lazy and labelled."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from vitxr.errors import DataError, InvalidArgument, StoreError
+from vitxr.extract.ranking import rank_channels
+from vitxr.names import NEURON, SHIFT, VARIABLES, validate
+
+__all__ = ["activity", "neuron_matrix", "neuron_tensor", "read_mat", "to_mat"]
+
+Ranking = Literal["first_frame", "mean"]
+FeatureMaps = int | Sequence[int] | None
+
+
+def neuron_tensor(
+    ds: xr.Dataset,
+    layer: int,
+    feature_maps: FeatureMaps = 20,
+    ranking: Ranking = "first_frame",
+    rectify: bool = True,
+    normalize: bool = True,
+    stack: bool = True,
+    drop_edge: int = 0,
+) -> xr.DataArray:
+    r"""Responses of one layer's neurons to every image and shift.
+
+    With :math:`a` the block's output for a patch, the response is
+    :math:`x = \max(a, 0)` divided, in each frame, by the largest :math:`|x|` of
+    its feature map; a map that is zero everywhere stays zero.
+
+    Parameters
+    ----------
+    ds
+        Dataset with ``activation``, as :func:`vitxr.extract` makes it.
+    layer
+        Block, by its label.
+    feature_maps
+        How many of the most active maps to keep; or the model's channel numbers,
+        kept in that order; or None for all of them, in the stored order.
+    ranking
+        What a count ranks maps by: their mean rectified activity over patches in
+        the first frame of the first image (``"first_frame"``, the original
+        notebook's rule), or over all images and shifts (``"mean"``).
+    rectify
+        Replace negative activations by zero. Needed by nonnegative methods.
+    normalize
+        Divide each map by its maximum in each frame.
+    stack
+        Stack to ``(neuron, image, shift)``. False keeps the lattice.
+    drop_edge
+        Leave out the outermost rows and columns of patches, this many on each
+        side, before ranking and normalising. ``edge_distance`` marks patches by
+        their distance to the border in any case.
+
+    Returns
+    -------
+    xarray.DataArray
+        ``(neuron, image, shift)``, lazy if ``ds`` is. ``neuron`` and ``shift`` are
+        multi-indexes; ``.unstack()`` takes them apart. With a count, the ranking is
+        computed at once from what it needs; nothing else is.
+
+    Raises
+    ------
+    DataError
+        If ``ds`` has no ``activation``, or keeps too few feature maps.
+    InvalidArgument
+        If the layer, a feature map or an option does not exist.
+
+    References
+    ----------
+    The original notebook, section 5 (``compute_neuron_output``).
+
+    Examples
+    --------
+    >>> import vitxr
+    >>> ds = vitxr.extract(vitxr.datasets.digits(per_class=1), vitxr.load_model("digits"),
+    ...                    layers=[0], shifts=vitxr.ShiftGrid(step=16), progress=False)
+    >>> ds.vit.neuron_tensor(layer=0, feature_maps=5).sizes
+    Frozen({'neuron': 320, 'image': 10, 'shift': 4})
+    """
+    x = _layer(ds, layer, drop_edge)
+    if rectify:
+        x = x.clip(min=0)
+    x = _select_maps(ds, x, feature_maps, ranking)
+    if normalize:
+        top = abs(x).max(("patch_row", "patch_col"))
+        # A map that is zero everywhere is divided by one: it stays zero.
+        x = x / top.where(top != 0, 1)
+    x = x.astype(ds["activation"].dtype).rename("activation")
+    what = ["rectified"] * rectify + ["normalised"] * normalize
+    x.attrs = {
+        **{k: v for k, v in ds.attrs.items() if k in _KEPT},
+        **VARIABLES["activation"].attrs,
+        "long_name": " ".join(["activation,", *what]) if what else "activation",
+        "layer": int(layer),
+    }
+    if not stack:
+        return x.transpose("image", *SHIFT, *NEURON)
+    return x.stack(neuron=NEURON, shift=SHIFT).transpose("neuron", "image", "shift")
+
+
+#: Attributes of an extraction that its tensors keep.
+_KEPT = ("model", "model_revision", "model_fingerprint", "preprocess", "vitxr_version")
+
+
+def neuron_matrix(
+    ds: xr.Dataset,
+    layer: int,
+    feature_maps: FeatureMaps = 20,
+    ranking: Ranking = "first_frame",
+    rectify: bool = True,
+    normalize: bool = True,
+    stack: bool = True,
+    drop_edge: int = 0,
+) -> xr.DataArray:
+    """Mean response of one layer's neurons to every image, over all shifts.
+
+    The mean over ``shift`` of :func:`neuron_tensor`, accumulated in float64.
+    Parameters and errors are the same.
+
+    Returns
+    -------
+    xarray.DataArray
+        ``(neuron, image)``, lazy if ``ds`` is.
+
+    References
+    ----------
+    The original notebook, section 6 (``show_stimuli_2D``).
+
+    Examples
+    --------
+    >>> import vitxr
+    >>> ds = vitxr.extract(vitxr.datasets.digits(per_class=1), vitxr.load_model("digits"),
+    ...                    layers=[5], shifts=None, progress=False)
+    >>> ds.vit.neuron_matrix(layer=5, feature_maps=2).sizes
+    Frozen({'neuron': 128, 'image': 10})
+    """
+    x = neuron_tensor(ds, layer, feature_maps, ranking, rectify, normalize, False, drop_edge)
+    mean = x.mean(SHIFT, dtype=np.float64, keep_attrs=True).astype(x.dtype)
+    mean.attrs["long_name"] += ", mean over shifts"
+    return mean.stack(neuron=NEURON).transpose("neuron", "image") if stack else mean
+
+
+def activity(ds: xr.Dataset, rectify: bool = True) -> xr.DataArray:
+    """Mean activity of each feature map over its patches.
+
+    Parameters
+    ----------
+    ds
+        Dataset with ``activation``.
+    rectify
+        Replace negative activations by zero first, as the original notebook does.
+
+    Returns
+    -------
+    xarray.DataArray
+        ``(image, shift_y, shift_x, layer, feature_map)``, lazy if ``ds`` is.
+
+    References
+    ----------
+    The original notebook, section 5 (``fm_avg``).
+
+    Examples
+    --------
+    >>> import vitxr
+    >>> ds = vitxr.extract(vitxr.datasets.digits(per_class=1), vitxr.load_model("digits"),
+    ...                    layers="all", shifts=None, progress=False)
+    >>> ds.vit.activity().sizes["layer"]
+    6
+    """
+    validate(ds, require=["activation"])
+    x = ds["activation"]
+    x = x.clip(min=0) if rectify else x
+    mean = x.mean(("patch_row", "patch_col"), dtype=np.float64).astype(x.dtype).rename("activity")
+    mean.attrs = {**VARIABLES["activity"].attrs}
+    return mean
+
+
+def _layer(ds: xr.Dataset, layer: int, drop_edge: int) -> xr.DataArray:
+    """Select one layer, mark the patches' distance to the border, drop the edge."""
+    validate(ds, require=["activation"])
+    if isinstance(layer, bool) or not isinstance(layer, int | np.integer):
+        raise InvalidArgument(f"layer={layer!r}: expected one block number.")
+    if layer not in ds.indexes["layer"]:
+        raise InvalidArgument(
+            f"layer={layer} is not in the Dataset, which holds "
+            f"{', '.join(map(str, ds.indexes['layer']))}. Extract it with layers=[{layer}]."
+        )
+    x = ds["activation"].sel(layer=layer, drop=True)
+    rows, columns = x.sizes["patch_row"], x.sizes["patch_col"]
+    limit = (min(rows, columns) - 1) // 2
+    if (
+        isinstance(drop_edge, bool)
+        or not isinstance(drop_edge, int | np.integer)
+        or not 0 <= drop_edge <= limit
+    ):
+        raise InvalidArgument(
+            f"drop_edge={drop_edge!r}: a {rows} x {columns} patch grid can lose 0 to {limit} "
+            "rows and columns on each side."
+        )
+    r, c = np.arange(rows), np.arange(columns)
+    distance = np.minimum(
+        np.minimum(r, rows - 1 - r)[:, None], np.minimum(c, columns - 1 - c)[None, :]
+    )
+    mark = ("patch_row", "patch_col"), distance, VARIABLES["edge_distance"].attrs
+    inner = slice(int(drop_edge), -int(drop_edge) or None)
+    return x.assign_coords(edge_distance=mark).isel(patch_row=inner, patch_col=inner)
+
+
+def _select_maps(
+    ds: xr.Dataset, x: xr.DataArray, feature_maps: FeatureMaps, ranking: Ranking
+) -> xr.DataArray:
+    """Keep the wanted feature maps, labelled by the model's channel numbers."""
+    if "channel" in x.coords:
+        # The store kept a selection: its maps are ranks, and `channel` says which.
+        x = x.assign_coords(feature_map=x["channel"].values).drop_vars("channel")
+    stored = x.indexes["feature_map"]
+    if feature_maps is None:
+        return x
+    if isinstance(feature_maps, int | np.integer) and not isinstance(feature_maps, bool):
+        return x.isel(feature_map=_top(ds, x, int(feature_maps), ranking))
+    try:
+        wanted = np.asarray(feature_maps)
+    except ValueError:
+        wanted = np.empty(0)
+    if wanted.ndim != 1 or wanted.size == 0 or wanted.dtype.kind not in "iu":
+        raise InvalidArgument(
+            f"feature_maps={feature_maps!r}: expected a count, a sequence of channel numbers, or "
+            "None for all."
+        )
+    if len(set(wanted.tolist())) < wanted.size:
+        raise InvalidArgument(f"feature_maps={feature_maps!r} names a channel twice.")
+    absent = [int(c) for c in wanted if c not in stored]
+    if absent:
+        raise InvalidArgument(
+            f"feature_maps: channels {absent[:5]} are not in the Dataset, which holds "
+            f"{stored.size} channels, {stored.min()} to {stored.max()}."
+        )
+    return x.sel(feature_map=wanted)
+
+
+def _top(ds: xr.Dataset, x: xr.DataArray, count: int, ranking: Ranking) -> np.ndarray:
+    if ranking not in get_args(Ranking):
+        raise InvalidArgument(f"ranking={ranking!r}: expected 'first_frame' or 'mean'.")
+    have = x.sizes["feature_map"]
+    if not 1 <= count <= have:
+        raise InvalidArgument(
+            f"feature_maps={count}: the Dataset holds {have} feature maps of this layer; "
+            f"expected 1 to {have}, a sequence of channel numbers, or None for all."
+        )
+    if ranking == "mean" and ds.attrs.get("feature_map_selection") == "first_frame":
+        raise DataError(
+            "ranking='mean' needs all feature maps, and this Dataset keeps the "
+            f"{have} that ranked highest in the first frame. Extract with feature_maps=None, or "
+            "rank by 'first_frame'."
+        )
+    x = x.clip(min=0)
+    frame = {"image": 0, "shift_y": 0, "shift_x": 0}
+    over = ["patch_row", "patch_col"]
+    if ranking == "first_frame":
+        x = x.isel(frame)
+    else:
+        over += list(frame)
+    mean = x.mean(over, dtype=np.float64)
+    return rank_channels(mean.values)[:count]
+
+
+_LABELS = ("label", "feature_map", "patch_row", "patch_col", "shift_y", "shift_x")
+_OFFSETS = ("offset_y", "offset_x")
+
+
+def to_mat(t: xr.DataArray, path: str | Path) -> Path:
+    """Write a neuron tensor or matrix as a MATLAB file, as the original notebook does.
+
+    The array is ``neuron_output_3D`` (neuron, image, frame) or ``neuron_output_2D``
+    (neuron, image). Beside it stand its labels, one entry an index: ``image``
+    and ``label`` (cell arrays of strings), ``feature_map``, ``patch_row``,
+    ``patch_col``, ``shift_y``, ``shift_x``, ``offset_y``, ``offset_x``, all counted
+    from 0 as in Python.
+
+    Parameters
+    ----------
+    t
+        Neuron tensor or matrix. It is computed and held in memory.
+    path
+        File to write; a file of that name is replaced.
+
+    Raises
+    ------
+    DataError
+        If ``t`` has other dims, or is too large for the format (2 GiB).
+
+    Examples
+    --------
+    >>> import tempfile, vitxr
+    >>> ds = vitxr.extract(vitxr.datasets.digits(per_class=1), vitxr.load_model("digits"),
+    ...                    layers=[0], shifts=None, progress=False)
+    >>> t = ds.vit.neuron_matrix(layer=0, feature_maps=3)
+    >>> path = t.vit.to_mat(tempfile.mkdtemp() + "/digits.mat")
+    >>> bool((vitxr.read_mat(path) == t).all())
+    True
+    """
+    from scipy.io import savemat
+
+    name: dict[tuple[Hashable, ...], str] = {
+        ("neuron", "image", "shift"): "neuron_output_3D",
+        ("neuron", "image"): "neuron_output_2D",
+    }
+    if t.dims not in name:
+        given = ", ".join(map(str, t.dims))
+        raise DataError(
+            f"to_mat: the array has dims ({given}); expected (neuron, image, shift) or "
+            "(neuron, image), as neuron_tensor and neuron_matrix give."
+        )
+    if t.nbytes >= 2**31:
+        raise DataError(
+            f"to_mat: the tensor holds {t.nbytes / 2**30:.1f} GiB; a MATLAB 5 file holds less than "
+            "2 GiB in a variable. Select fewer feature maps or images, or use vitxr.save."
+        )
+    content: dict[str, Any] = {name[t.dims]: t.values}
+    for key in ("image", *_LABELS, *_OFFSETS):
+        if key in t.coords and t[key].ndim == 1:
+            values = t[key].values
+            content[key] = values.astype(object) if values.dtype.kind not in "iufb" else values
+    savemat(path, content, do_compression=True)
+    return Path(path)
+
+
+def read_mat(path: str | Path) -> xr.DataArray:
+    """Read a neuron tensor or matrix from a MATLAB file.
+
+    Parameters
+    ----------
+    path
+        File written by :func:`to_mat`, or by the original notebook.
+
+    Returns
+    -------
+    xarray.DataArray
+        ``(neuron, image, shift)`` or ``(neuron, image)``, with all labels that the
+        file holds; the notebook's files hold none.
+
+    Raises
+    ------
+    StoreError
+        If the file cannot be read.
+    DataError
+        If it holds neither ``neuron_output_3D`` nor ``neuron_output_2D``.
+    """
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        content = loadmat(path)
+    except (OSError, ValueError, NotImplementedError, MatReadError) as error:
+        raise StoreError(f"{str(path)!r} cannot be read as a MATLAB 5 file: {error}") from error
+    forms = {
+        "neuron_output_3D": ("neuron", "image", "shift"),
+        "neuron_output_2D": ("neuron", "image"),
+    }
+    found = [key for key in forms if key in content]
+    if len(found) != 1:
+        have = ", ".join(k for k in content if not k.startswith("__")) or "nothing"
+        raise DataError(f"{str(path)!r} holds {have}; expected one of {' or '.join(forms)}.")
+    dims = forms[found[0]]
+    data = content[found[0]]
+    if data.ndim < len(dims):
+        # MATLAB drops trailing dimensions of length one.
+        data = data.reshape(data.shape + (1,) * (len(dims) - data.ndim))
+
+    def column(key: str) -> np.ndarray:
+        values = content[key].ravel()
+        if values.dtype != object:
+            return values
+        return np.array([str(v.item()) if v.size else "" for v in values], dtype=object)
+
+    t = xr.DataArray(data, dims=dims, name="activation")
+    for dim, levels in (("neuron", NEURON), ("shift", SHIFT)):
+        if dim in dims and all(key in content for key in levels):
+            index = pd.MultiIndex.from_arrays([column(k) for k in levels], names=list(levels))
+            t = t.assign_coords(xr.Coordinates.from_pandas_multiindex(index, dim))
+    for key, dim in (("image", "image"), ("label", "image"), *((k, "shift") for k in _OFFSETS)):
+        if key in content and dim in dims:
+            t = t.assign_coords({key: (dim, column(key))})
+    return t
