@@ -9,6 +9,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+# No timing in the tests: a busy machine is not a failure.
+settings.register_profile("vitxr", deadline=None, max_examples=50)
+settings.load_profile("vitxr")
 
 
 def make_vit(image_size=(32, 48), patch_size=8, dead=(), layers=3, seed=0, **options):

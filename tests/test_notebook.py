@@ -55,9 +55,7 @@ def test_tensors_equal_the_notebooks(case, layer, shifted):
     expected = literal.neuron_output_3D(frames)
     assert tensor.shape == expected.shape
     np.testing.assert_allclose(tensor.values, expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(
-        matrix.values, literal.neuron_output_2D(means), rtol=1e-5, atol=1e-5
-    )
+    np.testing.assert_allclose(matrix.values, literal.neuron_output_2D(means), rtol=1e-5, atol=1e-5)
     for t, channels in ((tensor, channels_3d), (matrix, channels_2d)):
         kept = t["feature_map"].values[:: labels.size // maps]
         np.testing.assert_array_equal(kept, channels)

@@ -210,6 +210,11 @@ def make_plan(
             f"feature_maps={feature_maps!r} selects channels of `activation`, which is not among "
             f"variables={list(names)}. Add it, or leave feature_maps out."
         )
+    if feature_maps is not None and {"prefix", "embedding"} & set(names):
+        raise InvalidArgument(
+            "feature_maps selects channels of `activation` only, while `prefix` and `embedding` "
+            "share its dimension feature_map: extract them in a call of their own."
+        )
     fixed = _channels(feature_maps, model.channels)
     attrs = _provenance(model, shifts, preprocess, precision, storage_dtype)
     model = model.cast(precision)
@@ -225,11 +230,6 @@ def make_plan(
     else:
         channels = None if fixed is None else np.tile(fixed, (len(blocks), 1))
         maps = {"feature_map": np.arange(model.channels) if fixed is None else fixed}
-    if channels is not None and {"prefix", "embedding"} & set(names):
-        raise InvalidArgument(
-            "feature_maps selects channels of `activation` only, while `prefix` and `embedding` "
-            "share its dimension feature_map: extract them in a call of their own."
-        )
     coords = _coords(stim, model, blocks, names, lattice, maps)
     plan = Plan(
         stim=stim,

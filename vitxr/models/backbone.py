@@ -7,10 +7,11 @@ fingerprint of the weights. The module is never changed.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +117,7 @@ class Backbone:
         floating = {p.dtype for p in self.module.parameters() if p.is_floating_point()}
         if floating <= {dtype}:
             return self
-        module = copy.deepcopy(self.module).to(dtype)
+        module = duplicate(self.module).to(dtype)
         spec = self.spec and (*self.spec[:3], precision)
         return replace(self, module=module, spec=spec, **_structure(module))
 
@@ -162,10 +163,33 @@ class Backbone:
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the call that loads it again, where it was loaded by name."""
         if self.spec is None:
-            return Backbone, tuple(getattr(self, field.name) for field in fields(self))
+            return _rebuild, (duplicate(self.module), self.name, self.revision, self.processor)
         from vitxr.models.load import load_cached
 
         return load_cached, self.spec
+
+
+def duplicate(module: torch.nn.Module) -> torch.nn.Module:
+    """Copy a module, user hooks included, without those transformers leaves behind.
+
+    A call with ``output_hidden_states=True`` installs recording hooks for good, and
+    they cannot be copied or pickled. They change no number.
+    """
+    with contextlib.ExitStack() as undo:
+        for child in module.modules():
+            for key, hook in list(child._forward_hooks.items()):
+                if getattr(hook, "__module__", "") == "transformers.utils.output_capturing":
+                    undo.callback(child._forward_hooks.__setitem__, key, hook)
+                    del child._forward_hooks[key]
+        twin = copy.deepcopy(module)
+    for child in twin.modules():
+        # So that transformers installs them again in the copy when it needs them.
+        child.__dict__.pop("_output_capturing_hooks_installed", None)
+    return twin
+
+
+def _rebuild(module: torch.nn.Module, name: str, revision: str, processor: Any) -> Backbone:
+    return from_module(module, name=name, revision=revision, processor=processor)
 
 
 def from_module(module: torch.nn.Module, **known: Any) -> Backbone:

@@ -132,8 +132,8 @@ def _tokens(backbone: Backbone, hidden: torch.Tensor) -> torch.Tensor:
     expected = len(backbone.prefix) + rows * columns
     if hidden.ndim != 3 or hidden.shape[1] != expected or hidden.shape[2] != backbone.channels:
         raise ModelError(
-            f"{backbone.name!r}: a block gives {tuple(hidden.shape)}; expected (frames, {expected}, "
-            f"{backbone.channels}) = {len(backbone.prefix)} prefix tokens {backbone.prefix} and a "
+            f"{backbone.name!r}: a block gives {tuple(hidden.shape)}; expected (frames, "
+            f"{expected}, {backbone.channels}) = {len(backbone.prefix)} prefix tokens {backbone.prefix} and a "
             f"grid of {rows} x {columns} patches. vitxr cannot label this model's tokens."
         )
     return hidden

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitxr.errors import DependencyError, ModelError
-from vitxr.models.backbone import Backbone, from_module
+from vitxr.models.backbone import Backbone, duplicate, from_module
 
 if TYPE_CHECKING:
     import torch
@@ -113,10 +113,8 @@ def _device(device: str) -> torch.device:
 
 
 def _from_memory(module: Any, device: str) -> Backbone:
-    import copy
-
     if device != "auto" and next(module.parameters()).device != _device(device):
-        module = copy.deepcopy(module).to(_device(device))
+        module = duplicate(module).to(_device(device))
     origin = getattr(module, "name_or_path", "") or ""
     processor = _processor(Path(origin)) if origin and Path(origin).is_dir() else None
     return from_module(
@@ -211,8 +209,8 @@ def _load_folder(folder: Path, name: str) -> tuple[Any, Any]:
         )
     if not any(folder.glob("model*.safetensors")):
         raise ModelError(
-            f"model {name!r} has no safetensors weights in {folder}; vitxr loads no pickled weights. "
-            "Convert it with transformers' save_pretrained (safe_serialization is the default)."
+            f"model {name!r} has no safetensors weights in {folder}; vitxr loads no pickled "
+            "weights. Convert it with transformers' save_pretrained (safe_serialization is the default)."
         )
     title = (config_json.get("architectures") or ["?"])[0]
     architecture = getattr(transformers, title, None)
@@ -240,8 +238,8 @@ def _load_folder(folder: Path, name: str) -> tuple[Any, Any]:
     if missing or mismatched:
         raise ModelError(
             f"model {name!r}: the weights in {folder} do not fit {title}: "
-            f"missing {missing[:5]}, of another shape {mismatched[:5]}. Running it would use random "
-            "weights; save the whole model again."
+            f"missing {missing[:5]}, of another shape {mismatched[:5]}. Running it would use "
+            "random weights; save the whole model again."
         )
     return module.eval(), _processor(folder)
 

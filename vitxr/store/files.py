@@ -81,7 +81,7 @@ def _open_tree(path: Path) -> xr.DataTree:
     if path.is_dir():
         tree = xr.open_datatree(path, engine="zarr", consolidated=False, chunks=None)
     else:
-        tree = xr.open_datatree(path, engine="h5netcdf", chunks=None)
+        tree = xr.open_datatree(path, engine="netcdf4", chunks=None)
     return tree
 
 
@@ -101,7 +101,8 @@ def _decode(ds: xr.Dataset) -> xr.Dataset:
         stored = array.encoding.get("shards") or array.encoding.get("chunks")
         if array.ndim and array.dtype.kind in "fiu":
             sizes = dict(zip(array.dims, stored or array.shape, strict=True))
-            ds[name] = array.chunk(sizes)
+            # A Variable: assigning a DataArray would drop levels of its multi-indexes.
+            ds[name] = array.variable.chunk(sizes)
     # A folder lists its arrays in any order; the vocabulary has one.
     known = {name: i for i, name in enumerate(VARIABLES)}
     return ds[sorted(ds.data_vars, key=lambda name: known.get(str(name), len(known)))]
@@ -144,7 +145,7 @@ def save(result: xr.DataArray | Result, path: str | Path) -> Path:
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".nc":
-        tree.to_netcdf(path, engine="h5netcdf")
+        tree.to_netcdf(path, engine="netcdf4")
     else:
         tree.to_zarr(path, consolidated=False, zarr_format=3)
     return path

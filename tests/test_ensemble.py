@@ -1,0 +1,239 @@
+"""Ensembles: seeds, alignment against brute force, the tree and its children."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vitxr.analysis import embed
+from vitxr.errors import DataError, InvalidArgument
+from vitxr.factor import align, factorize, fit_ensemble, similarity
+from vitxr.names import validate
+
+DIMS = ("neuron", "image", "shift")
+
+
+def model(seed, rank=3, shape=(9, 6, 5), signed=False):
+    rng = np.random.default_rng(seed)
+    draw = rng.standard_normal if signed else rng.random
+    f = xr.Dataset(coords={"component": np.arange(rank), "image": list("uvwxyz")})
+    for dim, n in zip(DIMS, shape, strict=True):
+        columns = draw((n, rank))
+        f[f"{dim}_factor"] = ((dim, "component"), columns / np.linalg.norm(columns, axis=0))
+    f["weight"] = ("component", np.sort(rng.random(rank))[::-1])
+    return f
+
+
+def full(f):
+    arrays = [xr.DataArray(f[f"{d}_factor"].values, dims=(d, "component")) for d in DIMS]
+    return xr.dot(xr.DataArray(f.weight.values, dims="component"), *arrays, dim="component").values
+
+
+def brute_force(f, g):
+    """Best mean over pairs of the mean over modes of |cosine|, over all one-to-one matchings."""
+    a, b = (f, g) if f.sizes["component"] <= g.sizes["component"] else (g, f)
+    n, m = a.sizes["component"], b.sizes["component"]
+    best = 0.0
+    for choice in itertools.permutations(range(m), n):
+        total = 0.0
+        for dim in DIMS:
+            x, y = a[f"{dim}_factor"].values, b[f"{dim}_factor"].values
+            for p, q in enumerate(choice):
+                lengths = np.linalg.norm(x[:, p]) * np.linalg.norm(y[:, q])
+                total += abs(x[:, p] @ y[:, q]) / lengths
+        best = max(best, total / (n * len(DIMS)))
+    return best
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 999), one=st.integers(1, 4), other=st.integers(1, 4), signed=st.booleans()
+)
+def test_similarity_is_the_best_matching(seed, one, other, signed):
+    f, g = model(seed, one, signed=signed), model(seed + 1000, other, signed=signed)
+    assert similarity(f, g) == pytest.approx(brute_force(f, g))
+    assert similarity(g, f) == pytest.approx(similarity(f, g))
+    assert similarity(f, f) == pytest.approx(1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 999), order=st.permutations(range(4)), flips=st.integers(0, 255))
+def test_align_undoes_permutations_and_even_sign_changes(seed, order, flips):
+    f = model(seed, 4, signed=True)
+    g = f.isel(component=list(order)).assign_coords(component=np.arange(4))
+    signs = np.where((flips >> np.arange(8).reshape(2, 4)) & 1, -1, 1)
+    g["image_factor"] = g.image_factor * xr.DataArray(signs[0], dims="component")
+    g["shift_factor"] = g.shift_factor * xr.DataArray(signs[1], dims="component")
+    g["neuron_factor"] = g.neuron_factor * xr.DataArray(signs.prod(axis=0), dims="component")
+    np.testing.assert_allclose(full(g), full(f))
+    xr.testing.assert_allclose(align(g, f), f)
+    assert similarity(g, f) == pytest.approx(1)
+
+
+def test_align_never_changes_the_model():
+    f, g = model(1, signed=True), model(2, signed=True)
+    np.testing.assert_allclose(full(align(f, g)), full(f))
+    assert list(align(f, g).component.values) == [0, 1, 2]
+
+
+def test_dead_components_are_left_out():
+    f = model(3)
+    g = f.isel(component=[2, 0, 1]).assign_coords(component=np.arange(3))
+    g["image_factor"] = g.image_factor * xr.DataArray([1.0, 0.0, 1.0], dims="component")
+    assert similarity(f, g) == pytest.approx(1)
+    aligned = align(g, f)
+    np.testing.assert_allclose(aligned.image_factor[:, 1:], f.image_factor[:, 1:])
+    np.testing.assert_array_equal(aligned.image_factor[:, 0], 0)
+    nothing = f.copy()
+    nothing["image_factor"] = f.image_factor * 0
+    assert similarity(f, nothing) == 0
+
+
+@pytest.fixture(scope="module")
+def tensor():
+    rng = np.random.default_rng(0)
+    data = np.einsum("ir,jr,kr->ijk", *(rng.gamma(0.6, size=(n, 3)) for n in (15, 6, 5)))
+    data += 0.1 * rng.random(data.shape)
+    return xr.DataArray(
+        data.astype("float32"),
+        dims=DIMS,
+        coords={"image": list("uvwxyz"), "label": ("image", list("aabbcc")), "layer": 4},
+    )
+
+
+@pytest.fixture(scope="module")
+def tree(tensor):
+    return fit_ensemble(tensor, [2, 3], replicates=3, random_state=8, progress=False)
+
+
+def test_root(tree):
+    root = validate(tree.to_dataset(), require=["objective", "similarity", "best_replicate"])
+    assert set(root.coords) == {"rank", "replicate"}
+    assert root.objective.dims == ("rank", "replicate")
+    assert root.objective.shape == (2, 3)
+    assert root["rank"].values.tolist() == [2, 3]
+    for rank in (2, 3):
+        row = root.sel(rank=rank)
+        best = int(row.best_replicate)
+        assert float(row.objective.min()) == float(row.objective[best])
+        assert float(row.similarity[best]) == 1
+        assert (row.similarity <= 1).all()
+    assert (root.objective.sel(rank=3).min() < root.objective.sel(rank=2).min()).item()
+    assert len(set(root.seed.values.ravel().tolist())) == 6
+    assert root.seed.dtype == np.int64
+    assert json.loads(json.dumps(root.attrs)) == root.attrs
+    assert root.attrs["random_state"] == 8
+
+
+def test_children_are_factor_datasets(tree, tensor):
+    for rank in (2, 3):
+        child = tree[f"rank_{rank}"].to_dataset()
+        validate(child, require=["neuron_factor", "weight", "objective", "objective_history"])
+        assert child.neuron_factor.dims == ("replicate", "neuron", "component")
+        assert child.image.values.tolist() == list("uvwxyz")
+        assert child.label.dims == ("image",)
+        assert int(child.layer) == 4
+        best = int(tree.best_replicate.sel(rank=rank))
+        reference = child.sel(replicate=best)
+        assert (np.diff(reference.weight) <= 0).all()
+        for replicate in range(3):
+            f = child.sel(replicate=replicate)
+            fit = factorize(tensor, rank, random_state=int(f.seed))
+            assert float(fit.objective) == float(f.objective)
+            assert float(f.similarity) == pytest.approx(similarity(fit, reference), abs=1e-6)
+            xr.testing.assert_equal(
+                align(fit, reference).neuron_factor.drop_vars("replicate", errors="ignore"),
+                f.neuron_factor.drop_vars(["replicate", "rank"], errors="ignore"),
+            )
+            history = f.objective_history.values
+            length = int(f.iterations)
+            np.testing.assert_array_equal(history[:length], fit.objective_history)
+            assert np.isnan(history[length:]).all()
+            np.testing.assert_allclose(full(f), full(fit), rtol=1e-5)
+            assert embed(f).score.sizes["neuron"] == 15
+        assert child.attrs["rank"] == rank
+
+
+def test_fits_do_not_depend_on_what_else_is_asked_for(tree, tensor):
+    other = fit_ensemble(tensor, 3, replicates=2, random_state=8, progress=False)
+    seeds = tree.seed.sel(rank=3, replicate=[0, 1]).values
+    assert other.seed.values.ravel().tolist() == seeds.tolist()
+    again = fit_ensemble(tensor, 3, replicates=2, random_state=9, progress=False)
+    assert not set(again.seed.values.ravel()) & set(seeds)
+
+
+def test_lists_of_ranks_keep_their_order_and_options_pass(tensor):
+    tree = fit_ensemble(
+        tensor, (3, 1), 1, "non_negative_parafac", max_iter=3, progress=False, init="svd"
+    )
+    assert list(tree.children) == ["rank_3", "rank_1"]
+    assert tree["rank"].values.tolist() == [3, 1]
+    assert not tree.converged.any()
+    assert (tree.similarity == 1).all()
+
+
+def test_a_lazy_tensor_is_read_once(tensor):
+    reads = []
+
+    def count(block):
+        reads.append(1)
+        return block
+
+    lazy = tensor.chunk(neuron=5)
+    lazy = lazy.copy(data=lazy.data.map_blocks(count, dtype=tensor.dtype, meta=np.empty((0, 0, 0))))
+    reads.clear()
+    fit_ensemble(lazy, [1, 2], replicates=2, max_iter=3, progress=False)
+    assert len(reads) == 3
+
+
+def test_progress_counts_fits(tensor, capsys):
+    fit_ensemble(tensor, [1, 2], replicates=2, max_iter=3)
+    shown = capsys.readouterr().err
+    assert "4/4" in shown
+    assert "rank=2" in shown
+    assert "fit/s" in shown or "s/fit" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"ranks": []}, "expected one or more ranks"),
+        ({"ranks": [2, 2]}, r"ranks is \[2, 2\]; expected .* each once"),
+        ({"ranks": [2, 0]}, "rank is 0"),
+        ({"ranks": [2, 31]}, "rank 31 exceeds 30"),
+        ({"replicates": 0}, "replicates is 0"),
+        ({"replicates": True}, "replicates is True"),
+        ({"method": "tucker"}, "rotation.*Use one of: ncp_hals"),
+        ({"method": "hals"}, "unknown method"),
+        ({"random_state": None}, "random_state is None"),
+    ],
+)
+def test_refused_before_anything_is_fitted(tensor, arguments, message, monkeypatch):
+    monkeypatch.setattr("vitxr.factor.ensemble.fit", None)
+    with pytest.raises(InvalidArgument, match=message):
+        fit_ensemble(tensor, **{"ranks": 2, "progress": False, **arguments})
+
+
+def test_bad_data_are_refused(tensor):
+    with pytest.raises(DataError, match="negative value"):
+        fit_ensemble(tensor - 100, 2, progress=False)
+
+
+def test_models_that_cannot_be_compared():
+    f = model(0)
+    with pytest.raises(InvalidArgument, match="3 components, the reference 2"):
+        align(f, model(0, rank=2))
+    with pytest.raises(InvalidArgument, match="replicate dimension: select one"):
+        similarity(f.expand_dims(replicate=2), f)
+    with pytest.raises(DataError, match="other dimensions: neuron, image, shift and neuron, image"):
+        similarity(f, f.drop_vars("shift_factor"))
+    with pytest.raises(DataError, match="differ in the labels of image"):
+        similarity(f, f.isel(image=slice(None, None, -1)))
+    with pytest.raises(DataError, match="differ in the labels of neuron"):
+        similarity(f, f.isel(neuron=slice(3)))
+    with pytest.raises(DataError, match="expected the factors of a CP model"):
+        similarity(f[["weight"]], f)

@@ -1,0 +1,306 @@
+"""Loading models and capturing what is inside, against transformers itself."""
+
+import json
+import pickle
+import shutil
+
+import numpy as np
+import pytest
+from conftest import make_vit
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+import vitxr  # noqa: E402
+from vitxr.errors import ModelError  # noqa: E402
+from vitxr.models.capture import capture  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return torch.rand((4, 3, 32, 48), generator=torch.Generator().manual_seed(0)) * 255
+
+
+@pytest.fixture(scope="module")
+def reference(vit, batch):
+    """What transformers returns itself."""
+    eager = make_vit(attn_implementation="eager")
+    with torch.inference_mode():
+        return eager(batch, output_hidden_states=True, output_attentions=True)
+
+
+@pytest.fixture
+def saved(tmp_path, vit):
+    """A model saved with its processor, as a user would have it."""
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    vit.save_pretrained(tmp_path)
+    ViTImageProcessorPil(size={"height": 32, "width": 48}).save_pretrained(tmp_path)
+    return tmp_path
+
+
+ALL = ("activation", "prefix", "embedding", "attention", "logits")
+
+
+def close(a, b):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_structure(model):
+    assert model.grid == (4, 6)
+    assert model.prefix == ("class",)
+    assert (model.channels, model.heads, len(model.blocks)) == (48, 4, 3)
+    assert model.input_size == (32, 48)
+    assert model.classes == ("LABEL_0", "LABEL_1", "LABEL_2", "LABEL_3", "LABEL_4")
+
+
+def test_captured_equals_transformers_own(model, batch, reference):
+    got = capture(model, batch, [0, 1, 2], ALL)
+    for layer in range(3):
+        hidden = reference.hidden_states[layer + 1].numpy()
+        close(got["prefix"][:, layer], hidden[:, :1])
+        # patch (r, c) is token 1 + 6 r + c
+        for r, c in [(0, 0), (1, 3), (3, 5)]:
+            close(got["activation"][:, layer, :, r, c], hidden[:, 1 + 6 * r + c])
+        close(got["attention"][:, layer], reference.attentions[layer].numpy())
+    close(got["attention"].sum(-1), 1)
+    embedded = reference.hidden_states[0].numpy()[:, 1:].transpose(0, 2, 1)
+    close(got["embedding"].reshape(4, 48, 24), embedded)
+    close(got["logits"], reference.logits.numpy())
+
+
+def test_early_exit_runs_no_deeper_block(model, batch):
+    ran = []
+    hooks = [
+        b.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, b in enumerate(model.blocks)
+    ]
+    try:
+        capture(model, batch, [1], ["activation"])
+        assert ran == [0, 1]  # these hooks were there first
+        ran.clear()
+        capture(model, batch, [1], ["activation", "logits"])
+        assert ran == [0, 1, 2]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def hooks_on(module):
+    return sum(len(m._forward_hooks) for m in module.modules())
+
+
+def test_nothing_is_left_behind(vit, model, batch):
+    before = hooks_on(vit), vit.config._attn_implementation
+    vit.train()
+    vit.vit.layers[1].eval()
+    weights = {k: v.clone() for k, v in vit.state_dict().items()}
+    try:
+        got = capture(model, batch, [0], ALL)
+        assert vit.training
+        assert vit.vit.layers[0].training
+        assert not vit.vit.layers[1].training
+        # Dropout and autocast of the surroundings have no say.
+        with torch.autocast("cpu", torch.bfloat16):
+            again = capture(model, batch, [0], ALL)
+        for name in ALL:
+            np.testing.assert_array_equal(got[name], again[name])
+        with pytest.raises(ValueError, match="channel dimension"):
+            capture(model, batch[:, :1], [0], ALL)
+        assert (hooks_on(vit), vit.config._attn_implementation) == before
+        assert all(torch.equal(weights[k], v) for k, v in vit.state_dict().items())
+    finally:
+        vit.eval()
+
+
+def test_wrong_tokens_are_refused(model, batch):
+    from dataclasses import replace
+
+    wrong = replace(model, prefix=())
+    with pytest.raises(ModelError, match=r"expected \(frames, 24, 48\).*cannot label"):
+        capture(wrong, batch, [0], ["activation"])
+    with pytest.raises(ModelError, match="attention gives"):
+        capture(replace(model, heads=3), batch, [0], ["attention"])
+
+
+def test_a_saved_model_loads_the_same(saved, model):
+    loaded = vitxr.load_model(saved)
+    assert loaded.fingerprint == model.fingerprint
+    assert loaded.processor is not None
+    assert loaded.preprocess(np.zeros((7, 9, 3), np.uint8)).shape == (3, 32, 48)
+    back = pickle.loads(pickle.dumps(loaded))
+    assert back.fingerprint == model.fingerprint
+    half = pickle.loads(pickle.dumps(loaded.cast("bfloat16")))
+    assert next(half.module.parameters()).dtype == torch.bfloat16
+
+
+def test_preprocessing_is_the_models_own(saved):
+    from transformers import AutoImageProcessor
+
+    image = np.random.default_rng(0).integers(0, 256, (50, 41, 3), dtype=np.uint8)
+    expected = AutoImageProcessor.from_pretrained(saved, backend="pil")(image, return_tensors="np")[
+        "pixel_values"
+    ][0]
+    np.testing.assert_array_equal(vitxr.load_model(saved).preprocess(image), expected)
+
+
+def test_fingerprint_sees_one_changed_weight(vit, model):
+    other = make_vit()
+    assert vitxr.load_model(other).fingerprint == model.fingerprint
+    with torch.no_grad():
+        other.vit.layers[2].mlp.fc1.weight[3, 4] += 1e-6
+    assert vitxr.load_model(other).fingerprint != model.fingerprint
+
+
+def test_a_copy_of_a_model_transformers_left_hooks_on(batch):
+    module = make_vit()
+    states = module(batch, output_hidden_states=True).hidden_states
+    half = vitxr.load_model(module).cast("bfloat16")
+    again = pickle.loads(pickle.dumps(vitxr.load_model(module)))
+    close(capture(again, batch, [1], ["prefix"])["prefix"][:, 0], states[2][:, :1].detach())
+    assert again.module(batch, output_hidden_states=True).hidden_states is not None
+    assert len(half.module(batch, output_hidden_states=True).hidden_states) == 4
+    assert len(module(batch, output_hidden_states=True).hidden_states) == 4
+
+
+def test_bfloat16_leaves_the_users_weights(vit, model):
+    half = model.cast("bfloat16")
+    assert next(half.module.parameters()).dtype == torch.bfloat16
+    assert next(vit.parameters()).dtype == torch.float32
+    assert model.cast("float32") is model
+
+
+def test_the_bundled_model_goes_through_the_same_code():
+    model = vitxr.load_model("digits")
+    assert model.classes == tuple("0123456789")
+    assert model.revision == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("digit", "no model named 'digit': expected 'digits'"),
+        ("./nowhere", "no model folder at './nowhere'"),
+        ("/nowhere/model", "no model folder at"),
+    ],
+)
+def test_unknown_names(name, message):
+    with pytest.raises(ModelError, match=message):
+        vitxr.load_model(name)
+
+
+def test_no_hub_says_what_to_do(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ModelError, match=r"cannot reach the model hub.*hf download.*'digits'"):
+        vitxr.load_model("google/vit-base-patch16-224-nowhere")
+
+
+def test_a_cached_model_loads_without_a_hub(monkeypatch, tmp_path, saved, model):
+    import huggingface_hub
+
+    commit = "3f49326eb077187dfe1c2a2bb15fbd74e6ab91e3"
+    repo = tmp_path / "cache" / "models--someone--small-vit"
+    shutil.copytree(saved, repo / "snapshots" / commit, ignore=lambda *_: ["cache"])
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+
+    def unreachable(*args, **kwargs):
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unreachable)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, **kw: _snapshot_download(name, cache_dir=str(tmp_path / "cache"), **kw),
+    )
+    loaded = vitxr.load_model("someone/small-vit")
+    assert loaded.revision == commit
+    assert loaded.fingerprint == model.fingerprint
+
+
+def _snapshot_download(*args, **kwargs):
+    from huggingface_hub._snapshot_download import snapshot_download
+
+    return snapshot_download(*args, **kwargs)
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config.update(changes)
+    path.write_text(json.dumps(config))
+
+
+def test_remote_code_is_never_run(saved):
+    edit_config(saved, auto_map={"AutoModel": "evil.Model"})
+    with pytest.raises(ModelError, match="asks to run code that comes with it"):
+        vitxr.load_model(saved)
+
+
+def test_pickled_weights_are_not_loaded(saved):
+    (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="no safetensors weights"):
+        vitxr.load_model(saved)
+
+
+def test_corrupt_weights(saved):
+    path = saved / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="cannot be loaded from"):
+        vitxr.load_model(saved)
+
+
+def test_corrupt_config(saved):
+    (saved / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json cannot be read"):
+        vitxr.load_model(saved)
+
+
+def test_missing_weights_are_not_made_up(saved):
+    from safetensors.torch import load_file, save_file
+
+    path = saved / "model.safetensors"
+    weights = load_file(path)
+    del weights["classifier.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"missing \['classifier.weight'\].*random weights"):
+        vitxr.load_model(saved)
+
+
+def test_unknown_architecture(saved):
+    edit_config(saved, architectures=["ViTForMindReading"])
+    with pytest.raises(ModelError, match="'ViTForMindReading', which transformers"):
+        vitxr.load_model(saved)
+
+
+def test_a_text_model_is_refused():
+    config = transformers.BertConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        vocab_size=10,
+    )
+    with pytest.raises(ModelError, match="BertModel is not a Vision Transformer"):
+        vitxr.load_model(transformers.BertModel(config))
+
+
+def test_greyscale_models_are_refused():
+    with pytest.raises(ModelError, match="images of 1 channels; expected 3"):
+        vitxr.load_model(make_vit(num_channels=1))
+
+
+def test_without_a_processor(model):
+    with pytest.raises(ModelError, match=r"without its image processor.*preprocess='raw'"):
+        model.preprocess(np.zeros((4, 4, 3), np.uint8))
+
+
+def test_unusable_device(saved):
+    with pytest.raises(ModelError, match="device='abacus' cannot be used"):
+        vitxr.load_model(saved, device="abacus")

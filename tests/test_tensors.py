@@ -1,0 +1,214 @@
+"""Neuron tensors: selection, reduction, labels, laziness, MATLAB."""
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.io import loadmat, savemat
+
+import vitxr
+from vitxr.errors import DataError, InvalidArgument, StoreError
+from vitxr.tensors import neuron_matrix, neuron_tensor
+
+
+@st.composite
+def activations(draw):
+    """Datasets of any small shape, with values of both signs and maps that are all zero."""
+    shape = [draw(st.integers(1, 3)) for _ in range(3)] + [draw(st.integers(1, 2))]
+    shape += [draw(st.integers(1, 5)), draw(st.integers(1, 4)), draw(st.integers(1, 4))]
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    dtype = draw(st.sampled_from(["float32", "float64"]))
+    x = rng.normal(size=shape)
+    x[..., rng.random(shape[4]) < 0.3, :, :] = draw(st.sampled_from([0.0, -1.0]))
+    dims = ("image", "shift_y", "shift_x", "layer", "feature_map", "patch_row", "patch_col")
+    coords = {d: np.arange(n) * 3 for d, n in zip(dims, shape, strict=True)}
+    return xr.Dataset({"activation": (dims, x.astype(dtype))}, coords=coords)
+
+
+def raise_if_computed(dsk, keys, **kwargs):
+    raise AssertionError("a lazy step computed")
+
+
+@given(activations(), st.data())
+def test_chunked_equals_eager_and_stays_lazy(ds, data):
+    chunks = {d: data.draw(st.integers(1, n), label=d) for d, n in ds.sizes.items()}
+    options = {
+        "feature_maps": None,
+        "rectify": data.draw(st.booleans()),
+        "normalize": data.draw(st.booleans()),
+        "stack": data.draw(st.booleans()),
+    }
+    for make in (neuron_tensor, neuron_matrix):
+        eager = make(ds, 0, **options)
+        with dask.config.set(scheduler=raise_if_computed):
+            lazy = make(ds.chunk(chunks), 0, **options)
+            ds.chunk(chunks).vit.activity()
+        assert dask.is_dask_collection(lazy)
+        assert lazy.dtype == ds["activation"].dtype == eager.dtype
+        xr.testing.assert_allclose(lazy.compute(), eager)
+        assert lazy.attrs == eager.attrs
+
+
+@given(activations(), st.data())
+def test_every_number_by_hand(ds, data):
+    count = data.draw(st.integers(1, ds.sizes["feature_map"]))
+    t = neuron_tensor(ds, 0, feature_maps=count, ranking="mean")
+    a = np.maximum(ds["activation"].sel(layer=0).values, 0)  # image, y, x, map, row, col
+    top = np.argsort(-a.mean((0, 1, 2, 4, 5)).astype("float32"))[:count]
+    rows, columns = a.shape[-2:]
+    for n, (fm, r, c) in enumerate(t.indexes["neuron"]):
+        k = top[n // (rows * columns)]
+        assert (fm, r, c) == (3 * k, 3 * (n // columns % rows), 3 * (n % columns))
+        for s, (y, x) in enumerate(t.indexes["shift"]):
+            frame = a[:, y // 3, x // 3, k]
+            highest = frame.max((1, 2))
+            expected = frame[:, r // 3, c // 3] / np.where(highest == 0, 1, highest)
+            np.testing.assert_allclose(t.values[n, :, s], expected, rtol=1e-6)
+    m = neuron_matrix(ds, 0, feature_maps=count, ranking="mean")
+    np.testing.assert_allclose(m.values, t.values.mean(2), rtol=1e-5)
+
+
+def test_unstacking_restores_the_lattice(ds):
+    flat = ds.vit.neuron_tensor(layer=1, feature_maps=6)
+    lattice = ds.vit.neuron_tensor(layer=1, feature_maps=6, stack=False)
+    back = flat.unstack("neuron").unstack("shift")
+    xr.testing.assert_equal(
+        back.sel(feature_map=lattice.feature_map)
+        .transpose(*lattice.dims)
+        .drop_vars([c for c in back.coords if c not in lattice.dims]),
+        lattice.drop_vars([c for c in lattice.coords if c not in lattice.dims]),
+    )
+    assert flat.sel(neuron=(flat.feature_map.values[0], 0, 5)).dims == ("image", "shift")
+    assert list(flat["label"].values) == ["noise", "noise", "other"]
+    assert flat["offset_x"].dims == ("shift",)
+
+
+def test_channels_by_number_keep_their_order(ds):
+    t = ds.vit.neuron_tensor(layer=0, feature_maps=[40, 3, 17], normalize=False)
+    assert list(dict.fromkeys(t["feature_map"].values)) == [40, 3, 17]
+    expected = ds["activation"].sel(layer=0, feature_map=40).clip(min=0).isel(image=2)
+    got = t.sel(feature_map=40).isel(image=2).unstack("neuron").unstack("shift")
+    np.testing.assert_array_equal(
+        got.transpose("shift_y", "shift_x", "patch_row", "patch_col"), expected
+    )
+
+
+def test_signed_maps_are_scaled_to_one(ds):
+    t = ds.vit.neuron_tensor(layer=0, feature_maps=None, rectify=False, stack=False)
+    assert (t < 0).any()
+    np.testing.assert_allclose(abs(t).max(("patch_row", "patch_col")), 1, rtol=1e-6)
+
+
+def test_edges_are_marked_and_dropped_before_ranking(ds):
+    t = ds.vit.neuron_tensor(layer=0, feature_maps=None, stack=False)
+    np.testing.assert_array_equal(
+        t["edge_distance"],
+        [[0] * 6, [0, 1, 1, 1, 1, 0], [0, 1, 1, 1, 1, 0], [0] * 6],
+    )
+    inner = ds.vit.neuron_tensor(layer=0, feature_maps=5, drop_edge=1, ranking="mean")
+    cut = ds.isel(patch_row=slice(1, 3), patch_col=slice(1, 5))
+    xr.testing.assert_equal(
+        inner.drop_vars("edge_distance"),
+        cut.vit.neuron_tensor(layer=0, feature_maps=5, ranking="mean").drop_vars("edge_distance"),
+    )
+    assert (inner["edge_distance"] == 1).all()
+
+
+def test_rankings_differ_as_they_say(ds):
+    ds = ds.copy(deep=True)
+    ds["activation"][0, 0, 0, 0, 7] = 1e6  # most active, in the first frame only
+    ds["activation"][1, 2, 2, 0, 9] = 1e8  # and over all frames
+    first = ds.vit.neuron_tensor(layer=0, feature_maps=1)
+    mean = ds.vit.neuron_tensor(layer=0, feature_maps=1, ranking="mean")
+    assert set(first["feature_map"].values) == {7}
+    assert set(mean["feature_map"].values) == {9}
+
+
+def test_only_what_the_ranking_needs_is_computed(ds):
+    """A count reads the first frame of the first image, and no other block."""
+    import dask.array as da
+
+    read = []
+
+    def block(block_info=None):
+        where = block_info[None]["array-location"]
+        read.append((where[0][0], where[1][0]))
+        return np.ones([b - a for a, b in where], "float32")
+
+    chunks = [(1,) * ds.sizes["image"], (1,) * ds.sizes["shift_y"]]
+    chunks += [(n,) for n in ds["activation"].shape[2:]]
+    lazy = ds.assign(
+        activation=(ds["activation"].dims, da.map_blocks(block, chunks=chunks, dtype="float32"))
+    )
+    read.clear()
+    lazy.vit.neuron_tensor(layer=0, feature_maps=3)
+    assert set(read) == {(0, 0)}
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        ({"layer": 3}, InvalidArgument, r"layer=3 is not in the Dataset, which holds 0, 1, 2"),
+        ({"layer": [0]}, InvalidArgument, "expected one block number"),
+        ({"feature_maps": 49}, InvalidArgument, "feature_maps=49: the Dataset holds 48"),
+        ({"feature_maps": 0}, InvalidArgument, "expected 1 to 48"),
+        ({"feature_maps": []}, InvalidArgument, "expected a count"),
+        ({"feature_maps": "all"}, InvalidArgument, "expected a count"),
+        ({"feature_maps": [1, 1]}, InvalidArgument, "names a channel twice"),
+        ({"feature_maps": [1, 99]}, InvalidArgument, r"channels \[99\] are not in the Dataset"),
+        ({"ranking": "max"}, InvalidArgument, "expected 'first_frame' or 'mean'"),
+        ({"drop_edge": 2}, InvalidArgument, "4 x 6 patch grid can lose 0 to 1"),
+    ],
+)
+def test_refusals(ds, call, error, message):
+    with pytest.raises(error, match=message):
+        ds.vit.neuron_tensor(**{"layer": 0, **call})
+
+
+def test_a_dataset_without_activations(stim):
+    with pytest.raises(DataError, match=r"has no `activation`.*it has: pixels"):
+        stim.vit.neuron_tensor(layer=0)
+    with pytest.raises(DataError, match="has no `activation`"):
+        stim.vit.activity()
+
+
+@pytest.mark.parametrize("form", ["neuron_tensor", "neuron_matrix"])
+def test_matlab_round_trip(ds, tmp_path, form):
+    t = getattr(ds.vit, form)(layer=2, feature_maps=4)
+    path = t.vit.to_mat(tmp_path / "t.mat")
+    content = loadmat(path)
+    key = "neuron_output_3D" if form == "neuron_tensor" else "neuron_output_2D"
+    np.testing.assert_array_equal(content[key], t.values)
+    back = vitxr.read_mat(path)
+    assert back.dims == t.dims
+    np.testing.assert_array_equal(back.values, t.values)
+    for dim in t.dims:
+        assert back.indexes[dim].equals(t.indexes[dim])
+    assert list(back["label"].values) == ["noise", "noise", "other"]
+    if "shift" in t.dims:
+        np.testing.assert_array_equal(back["offset_y"], t["offset_y"])
+        np.testing.assert_array_equal(back["offset_x"], t["offset_x"])
+
+
+def test_the_notebooks_own_files_are_read(tmp_path):
+    data = np.random.default_rng(0).random((12, 3, 1))
+    savemat(tmp_path / "n.mat", {"neuron_output_3D": data})
+    t = vitxr.read_mat(tmp_path / "n.mat")
+    assert t.dims == ("neuron", "image", "shift")
+    np.testing.assert_array_equal(t.values, data)
+
+
+def test_matlab_refusals(ds, tmp_path):
+    with pytest.raises(DataError, match=r"dims \(image, .*expected \(neuron, image, shift\)"):
+        ds["activation"].vit.to_mat(tmp_path / "x.mat")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(StoreError, match="cannot be read as a MATLAB 5 file"):
+        vitxr.read_mat(tmp_path / "x.mat")
+    (tmp_path / "text.mat").write_text("this is not MATLAB" * 20)
+    with pytest.raises(StoreError, match="cannot be read as a MATLAB 5 file"):
+        vitxr.read_mat(tmp_path / "text.mat")
+    savemat(tmp_path / "other.mat", {"a": 1})
+    with pytest.raises(DataError, match="holds a; expected one of neuron_output_3D"):
+        vitxr.read_mat(tmp_path / "other.mat")

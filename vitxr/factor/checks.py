@@ -1,0 +1,279 @@
+"""Checks of a factorization before it starts: the methods there are, arguments, data."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from vitxr.errors import DataError, InvalidArgument
+from vitxr.factor import hals
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "Tensor",
+    "check_arguments",
+    "check_labels",
+    "check_rank",
+    "is_int",
+    "prepare",
+    "tensorly_function",
+]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method of :func:`factorize` makes: ``form`` is "cp" or "tucker"."""
+
+    form: str
+    nonnegative: bool
+    meaning: str
+
+
+#: Every method of :func:`factorize`. All but the first are tensorly's, under tensorly's names.
+METHODS: dict[str, Method] = {
+    "ncp_hals": Method("cp", True, "nonnegative CP by HALS, the original notebook's"),
+    "parafac": Method("cp", False, "CP by alternating least squares"),
+    "non_negative_parafac": Method("cp", True, "nonnegative CP by multiplicative updates"),
+    "non_negative_parafac_hals": Method("cp", True, "nonnegative CP by HALS"),
+    "randomised_parafac": Method("cp", False, "CP by sampled least squares"),
+    "constrained_parafac": Method("cp", True, "constrained CP by ADMM, nonnegative by default"),
+    "tucker": Method("tucker", False, "Tucker by higher-order orthogonal iteration"),
+    "non_negative_tucker": Method("tucker", True, "nonnegative Tucker, multiplicative updates"),
+    "non_negative_tucker_hals": Method("tucker", True, "nonnegative Tucker by HALS"),
+}
+
+#: A Dask tensor of at most this many bytes is read into memory once; a larger one in each pass.
+IN_MEMORY_BYTES = 2 << 30
+
+#: Options of tensorly's functions that are not passed on, and why.
+RESERVED = {
+    "tensor": "the tensor is the first argument",
+    "rank": "it has its own argument",
+    "n_iter_max": "give max_iter",
+    "tol": "it has its own argument",
+    "tol_outer": "give tol",
+    "random_state": "it has its own argument",
+    "return_errors": "the errors are always kept",
+    "callback": "it is used for objective_history",
+    "mask": "the objective is that of the full tensor",
+    "sparsity": "the sparse part has no place among the factors",
+    "linesearch": "its errors skip iterations, so that objective_history would be wrong",
+    "fixed_modes": "every factor is fitted",
+    "fixed_factors": "every factor is fitted",
+}
+
+#: Options of ``constrained_parafac`` any of which replaces the default constraint.
+CONSTRAINTS = frozenset(
+    (
+        "non_negative",
+        "l1_reg",
+        "group_lasso",
+        "l2_reg",
+        "l2_square_reg",
+        "unimodality",
+        "normalize",
+        "simplex",
+        "normalized_sparsity",
+        "soft_sparsity",
+        "smoothness",
+        "monotonicity",
+        "hard_sparsity",
+    )
+)
+
+#: Root mean square beyond which powers of the data leave the range of the dtype.
+RANGE = {"float32": (1e-8, 1e8), "float64": (1e-60, 1e60)}
+
+#: Dimensions of the result, which a tensor cannot have.
+TAKEN = ("component", "iteration", "rank", "replicate", "pc")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A checked tensor: float data (NumPy, C-contiguous, or Dask) and its norm."""
+
+    labelled: xr.DataArray
+    data: Any
+    norm: float
+
+
+def check_arguments(
+    method: str, random_state: int, tol: float, max_iter: int, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Check all that does not depend on the tensor; return the options with defaults filled in."""
+    if not isinstance(method, str) or method not in METHODS:
+        near = difflib.get_close_matches(str(method), METHODS, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise InvalidArgument(f"unknown method {method!r}; {hint}There are: {', '.join(METHODS)}.")
+    if not is_int(random_state) or not 0 <= random_state < 2**32:
+        raise InvalidArgument(
+            f"random_state is {random_state!r}; expected an integer from 0 to 2**32 - 1, "
+            "so that the fit can be repeated."
+        )
+    ours = method == "ncp_hals"
+    number = isinstance(tol, numbers.Real) and not isinstance(tol, bool | np.bool_)
+    if not number or not math.isfinite(tol) or tol < 0 or (tol == 0 and not ours):
+        least = "0 or more" if ours else f"more than 0 (without it {method} keeps no objective)"
+        raise InvalidArgument(f"tol is {tol!r}; expected a finite number, {least}, such as 1e-5.")
+    if not is_int(max_iter) or max_iter < 1:
+        raise InvalidArgument(f"max_iter is {max_iter!r}; expected an integer of 1 or more.")
+    if ours:
+        if options:
+            raise InvalidArgument(f"ncp_hals has no option {', '.join(options)}: leave it out.")
+        return {}
+    known = inspect.signature(tensorly_function(method)).parameters
+    for name in options:
+        if name in RESERVED:
+            raise InvalidArgument(f"{name} cannot be passed to {method}: {RESERVED[name]}.")
+        if name not in known:
+            free = ", ".join(k for k in known if k not in RESERVED)
+            raise InvalidArgument(f"tensorly's {method} has no option {name}; it has: {free}.")
+    if method == "constrained_parafac" and CONSTRAINTS.isdisjoint(options):
+        return {**options, "non_negative": True}
+    return dict(options)
+
+
+def check_labels(t: xr.DataArray) -> None:
+    """Check everything about a tensor that can be seen without reading it."""
+    if not isinstance(t, xr.DataArray):
+        raise InvalidArgument(
+            f"expected a DataArray with labels, not {type(t).__name__}; wrap an array as "
+            'xarray.DataArray(x, dims=("neuron", "image", "shift")).'
+        )
+    dims = tuple(map(str, t.dims))
+    if t.ndim < 2:
+        raise DataError(
+            f"the tensor has dims ({', '.join(dims)}); a factorization needs two or more: "
+            "make one with neuron_tensor or neuron_matrix."
+        )
+    if t.dtype.kind not in "iuf":
+        raise DataError(
+            f"the tensor has dtype {t.dtype}; expected real numbers: convert it with "
+            't.astype("float32").'
+        )
+    if t.size == 0:
+        sizes = ", ".join(f"{d}: {n}" for d, n in t.sizes.items())
+        raise DataError(f"the tensor is empty ({sizes}); select at least one of each.")
+    made = {f"{d}_{end}" for d in dims for end in ("factor", "component")}
+    made |= {*TAKEN, "weight", "core", "objective", "objective_history", "converged"}
+    made |= {"iterations", "seconds", "seed", "similarity"}
+    clash = sorted(made & {*dims, *map(str, t.coords)})
+    if clash:
+        raise InvalidArgument(
+            f"the tensor has a dimension or coordinate named {', '.join(clash)}, as the result "
+            f"will have: rename or drop it first, t.rename({clash[0]}=...)."
+        )
+
+
+def check_rank(t: xr.DataArray, rank: int | Sequence[int], method: str) -> tuple[int, ...]:
+    """Check the rank; return one number for CP, one for each dimension for Tucker."""
+    tucker = METHODS[method].form == "tucker"
+    several = isinstance(rank, Sequence | np.ndarray) and not isinstance(rank, str)
+    given: list[Any] = np.array(rank, dtype=object).ravel().tolist()
+    if tucker and not several:
+        given *= t.ndim
+    if (several and not tucker) or any(not is_int(r) or r < 1 for r in given):
+        form = "integers of 1 or more, or one" if tucker else "one integer of 1 or more"
+        raise InvalidArgument(f"rank is {rank!r}; {method} expects {form}.")
+    if tucker:
+        if len(given) != t.ndim:
+            raise InvalidArgument(
+                f"rank has {len(given)} numbers; the tensor has {t.ndim} dims "
+                f"({', '.join(map(str, t.dims))}): give one for each."
+            )
+        for dim, r in zip(t.dims, given, strict=True):
+            if r > t.sizes[dim]:
+                raise InvalidArgument(
+                    f"rank {r} exceeds the size of {dim}, {t.sizes[dim]}, which is the most a "
+                    "Tucker model can use: give a rank for each dimension."
+                )
+    else:
+        bound = math.prod(sorted(t.shape)[:-1])
+        if given[0] > bound:
+            sizes = " x ".join(f"{n} {d}" for d, n in t.sizes.items())
+            raise InvalidArgument(
+                f"rank {given[0]} exceeds {bound}, the product of all dimensions of {sizes} but "
+                f"the largest; {bound} components reproduce any such tensor: give a smaller rank."
+            )
+    return tuple(int(r) for r in given)
+
+
+def prepare(t: xr.DataArray, method: str, options: dict[str, Any]) -> Tensor:
+    """Convert a tensor, check its values in one pass, and measure its norm."""
+    nonnegative = METHODS[method].nonnegative
+    if method == "constrained_parafac":
+        nonnegative = bool(options.get("non_negative"))
+    small = t.dtype.itemsize <= 2 or t.dtype == np.float32
+    data = t.data.astype(np.float32 if small else np.float64, copy=False)
+    lazy = t.chunks is not None
+    if not lazy or method != "ncp_hals" or data.nbytes <= IN_MEMORY_BYTES:
+        data = np.ascontiguousarray(data)
+    square = 0.0
+    for where, block in hals.row_blocks(data, hals.block_rows(t.shape, 1, data.dtype.itemsize)):
+        with np.errstate(over="ignore"):  # reported below, with the remedy
+            part = float(np.square(block, dtype=np.float64).sum())
+        if not math.isfinite(part):
+            _refuse(t, where.start, ~np.isfinite(block), block, "non-finite", "drop or fill it")
+        if nonnegative and block.min() < 0:
+            remedy = "rectify the tensor, or use parafac or tucker"
+            _refuse(
+                t, where.start, block < 0, block, "negative", f"{method} cannot fit it: {remedy}"
+            )
+        square += part
+    if square == 0:
+        raise DataError(
+            "the tensor is zero everywhere, so that there is nothing to factorize: select "
+            "feature maps that are active, or another layer."
+        )
+    low, high = RANGE[data.dtype.name]
+    size = math.sqrt(square / t.size)
+    if not low <= size <= high:
+        raise DataError(
+            f"the root mean square of the tensor is {size:.3g}; {data.dtype} fits need "
+            f"{low:g} to {high:g}: divide the tensor by that number."
+        )
+    return Tensor(t, data, math.sqrt(square))
+
+
+def tensorly_function(method: str) -> Callable[..., Any]:
+    """Return tensorly's function of that name."""
+    import tensorly.decomposition
+
+    function: Callable[..., Any] = getattr(tensorly.decomposition, method)
+    return function
+
+
+def _refuse(t: xr.DataArray, start: int, bad: Array, block: Array, what: str, remedy: str) -> None:
+    """Raise a DataError that names the first bad entry by its labels; return if none is bad."""
+    where = np.argwhere(bad)
+    if not len(where):
+        return
+    row, column = where[0]
+    index = (start + row, *np.unravel_index(column, t.shape[1:]))
+    labels = []
+    for dim, i in zip(t.dims, index, strict=True):
+        label: object = t.indexes[dim][i] if dim in t.indexes else i
+        if isinstance(label, tuple):
+            levels = zip(t.indexes[dim].names, label, strict=True)
+            label = "(" + ", ".join(f"{name} {value}" for name, value in levels) + ")"
+        labels.append(f"{dim} {label}")
+    raise DataError(
+        f"the tensor holds a {what} value, {block[row, column]}, at {', '.join(labels)}; {remedy}."
+    )
+
+
+def is_int(value: object) -> bool:
+    """Whether a value is an integer and not a bool."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
