@@ -15,6 +15,9 @@ from hypothesis import settings
 settings.register_profile("vitxr", deadline=None, max_examples=50)
 settings.load_profile("vitxr")
 
+#: Run by itself, in an environment of its own: see the Makefile.
+collect_ignore = ["base"]
+
 
 def make_vit(image_size=(32, 48), patch_size=8, dead=(), layers=3, seed=0, **options):
     """A small ViT with random weights; channels in ``dead`` never become positive."""
@@ -75,3 +78,22 @@ def ds(stim, model):
     return vitxr.extract(
         stim, model, shifts=vitxr.ShiftGrid(11, "raster"), preprocess="raw"
     ).compute()
+
+
+def pytest_terminal_summary(terminalreporter):
+    skipped = terminalreporter.stats.get("skipped", [])
+    if skipped and os.environ.get("VITXR_NO_SKIP"):
+        terminalreporter.write_line(
+            f"VITXR_NO_SKIP is set and {len(skipped)} were skipped", red=True
+        )
+
+
+def pytest_sessionfinish(session, exitstatus):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if (
+        os.environ.get("VITXR_NO_SKIP")
+        and exitstatus == 0
+        and reporter
+        and reporter.stats.get("skipped")
+    ):
+        session.exitstatus = 1

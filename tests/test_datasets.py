@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
-from vitxr.errors import DataError, DependencyError, InvalidArgument
+from vitxr.errors import ArgumentError, DataError, DependencyError
 from vitxr.stimuli import read_image
 from vitxr.stimuli.datasets import digits, photos
 
@@ -47,7 +47,7 @@ def test_digits_per_class():
 
 @pytest.mark.parametrize("options", [{"per_class": 0}, {"per_class": 2.0}, {"split": "val"}])
 def test_digits_arguments(options):
-    with pytest.raises(InvalidArgument, match="expected"):
+    with pytest.raises(ArgumentError, match="expected"):
         digits(**options)
 
 

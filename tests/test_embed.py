@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitxr.analysis import embed
-from vitxr.errors import DataError, InvalidArgument
+from vitxr.errors import ArgumentError, DataError
 from vitxr.factor import factorize
 from vitxr.names import validate
 
@@ -94,15 +94,15 @@ def test_other_dimensions_and_tucker():
 @pytest.mark.parametrize(
     ("f", "arguments", "error", "message"),
     [
-        (factors(), {"method": "umap"}, InvalidArgument, "unknown method 'umap'; there is: pca"),
-        (factors(), {"n_components": 0}, InvalidArgument, "n_components is 0"),
-        (factors(), {"n_components": True}, InvalidArgument, "n_components is True"),
+        (factors(), {"method": "umap"}, ArgumentError, "unknown method 'umap'; there is: pca"),
+        (factors(), {"n_components": 0}, ArgumentError, "n_components is 0"),
+        (factors(), {"n_components": True}, ArgumentError, "n_components is True"),
         (factors(), {"dim": "shift"}, DataError, "no shift_factor; it has: neuron_factor, image"),
         (xr.Dataset(), {}, DataError, "no neuron_factor; it has: no factors"),
         (
             factors().expand_dims(replicate=2),
             {},
-            InvalidArgument,
+            ArgumentError,
             r"replicate dimension.*f.sel\(replicate=0\)",
         ),
         (factors().isel(component=0), {}, DataError, r"has dims \(neuron\); expected"),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitxr.analysis import embed
-from vitxr.errors import DataError, InvalidArgument
+from vitxr.errors import ArgumentError, DataError
 from vitxr.factor import align, factorize, fit_ensemble, similarity
 from vitxr.names import validate
 
@@ -214,7 +214,7 @@ def test_progress_counts_fits(tensor, capsys):
 )
 def test_refused_before_anything_is_fitted(tensor, arguments, message, monkeypatch):
     monkeypatch.setattr("vitxr.factor.ensemble.fit", None)
-    with pytest.raises(InvalidArgument, match=message):
+    with pytest.raises(ArgumentError, match=message):
         fit_ensemble(tensor, **{"ranks": 2, "progress": False, **arguments})
 
 
@@ -225,9 +225,9 @@ def test_bad_data_are_refused(tensor):
 
 def test_models_that_cannot_be_compared():
     f = model(0)
-    with pytest.raises(InvalidArgument, match="3 components, the reference 2"):
+    with pytest.raises(ArgumentError, match="3 components, the reference 2"):
         align(f, model(0, rank=2))
-    with pytest.raises(InvalidArgument, match="replicate dimension: select one"):
+    with pytest.raises(ArgumentError, match="replicate dimension: select one"):
         similarity(f.expand_dims(replicate=2), f)
     with pytest.raises(DataError, match="other dimensions: neuron, image, shift and neuron, image"):
         similarity(f, f.drop_vars("shift_factor"))

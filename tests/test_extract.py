@@ -9,7 +9,7 @@ from conftest import make_vit
 torch = pytest.importorskip("torch")
 
 import vitxr  # noqa: E402
-from vitxr.errors import DataError, InvalidArgument, ModelError, StoreError  # noqa: E402
+from vitxr.errors import ArgumentError, DataError, ModelError, StoreError  # noqa: E402
 
 GRID = vitxr.ShiftGrid(11)
 ALL = ("activation", "prefix", "embedding", "attention", "logits")
@@ -279,33 +279,33 @@ def test_a_dask_cluster_writes_the_same(stim, tmp_path):
 
 
 def test_a_client_needs_a_store_and_a_named_model(stim, model, tmp_path):
-    with pytest.raises(InvalidArgument, match="client= runs an extraction into a store"):
+    with pytest.raises(ArgumentError, match="client= runs an extraction into a store"):
         extract(stim, model, client=object())
-    with pytest.raises(InvalidArgument, match="each worker can load by itself"):
+    with pytest.raises(ArgumentError, match="each worker can load by itself"):
         extract(stim, model, client=object(), store=tmp_path / "x.zarr")
     assert not list(tmp_path.iterdir())
 
 
 REFUSALS = {
-    "layer": ({"layers": [0, 3]}, InvalidArgument, r"\[3\] out of range; the model has 3 blocks"),
-    "negative": ({"layers": -1}, InvalidArgument, r"\[-1\] out of range"),
-    "twice": ({"layers": [1, 1]}, InvalidArgument, "names a block twice"),
-    "none": ({"layers": []}, InvalidArgument, "expected one block number"),
-    "text": ({"layers": "last"}, InvalidArgument, "expected block numbers or 'all'"),
-    "variable": ({"variables": ["gradient"]}, InvalidArgument, "expected some of activation"),
-    "too many": ({"feature_maps": 49}, InvalidArgument, "the model has 48 feature maps"),
-    "zero maps": ({"feature_maps": 0}, InvalidArgument, "expected 1 to 48"),
-    "channel": ({"feature_maps": [48]}, InvalidArgument, "distinct channel numbers, 0 to 47"),
-    "maps of": ({"feature_maps": 3, "variables": ["logits"]}, InvalidArgument, "not among"),
-    "mixed maps": ({"feature_maps": 3, "variables": ALL}, InvalidArgument, "a call of their own"),
-    "step": ({"shifts": vitxr.ShiftGrid(40)}, InvalidArgument, "larger than the image, 32 x 48"),
-    "shifts": ({"shifts": 11}, InvalidArgument, "expected a vitxr.ShiftGrid"),
-    "batch": ({"batch_size": 0}, InvalidArgument, "expected a number of frames or 'auto'"),
-    "precision": ({"precision": "float8"}, InvalidArgument, "'float32' or 'bfloat16'"),
-    "dtype": ({"storage_dtype": "int8"}, InvalidArgument, "'float32' or 'float16'"),
-    "preprocess": ({"preprocess": "none"}, InvalidArgument, "'model' or 'raw'"),
+    "layer": ({"layers": [0, 3]}, ArgumentError, r"\[3\] out of range; the model has 3 blocks"),
+    "negative": ({"layers": -1}, ArgumentError, r"\[-1\] out of range"),
+    "twice": ({"layers": [1, 1]}, ArgumentError, "names a block twice"),
+    "none": ({"layers": []}, ArgumentError, "expected one block number"),
+    "text": ({"layers": "last"}, ArgumentError, "expected block numbers or 'all'"),
+    "variable": ({"variables": ["gradient"]}, ArgumentError, "expected some of activation"),
+    "too many": ({"feature_maps": 49}, ArgumentError, "the model has 48 feature maps"),
+    "zero maps": ({"feature_maps": 0}, ArgumentError, "expected 1 to 48"),
+    "channel": ({"feature_maps": [48]}, ArgumentError, "distinct channel numbers, 0 to 47"),
+    "maps of": ({"feature_maps": 3, "variables": ["logits"]}, ArgumentError, "not among"),
+    "mixed maps": ({"feature_maps": 3, "variables": ALL}, ArgumentError, "a call of their own"),
+    "step": ({"shifts": vitxr.ShiftGrid(40)}, ArgumentError, "larger than the image, 32 x 48"),
+    "shifts": ({"shifts": 11}, ArgumentError, "expected a vitxr.ShiftGrid"),
+    "batch": ({"batch_size": 0}, ArgumentError, "expected a number of frames or 'auto'"),
+    "precision": ({"precision": "float8"}, ArgumentError, "'float32' or 'bfloat16'"),
+    "dtype": ({"storage_dtype": "int8"}, ArgumentError, "'float32' or 'float16'"),
+    "preprocess": ({"preprocess": "none"}, ArgumentError, "'model' or 'raw'"),
     "processor": ({"preprocess": "model"}, ModelError, "without its image processor"),
-    "name": ({"store": "run"}, InvalidArgument, r"ending in \.zarr"),
+    "name": ({"store": "run"}, ArgumentError, r"ending in \.zarr"),
 }
 
 
@@ -328,9 +328,9 @@ def test_stimuli_that_do_not_fit(stim, model, vit):
         extract(stim.isel(image=[]), model)
     with pytest.raises(DataError, match=r"occur more than once: .*noise"):
         extract(stim.isel(image=[0, 0]), model)
-    with pytest.raises(InvalidArgument, match="without the dimension `image`"):
+    with pytest.raises(ArgumentError, match="without the dimension `image`"):
         extract(stim["pixels"].rename(image="i").to_dataset(), model)
-    with pytest.raises(InvalidArgument, match=r"Call vitxr\.load_model"):
+    with pytest.raises(ArgumentError, match=r"Call vitxr\.load_model"):
         extract(stim, vit)
     with pytest.raises(DataError, match="no `sha256`"):
         extract(stim.drop_vars("sha256"), model)
@@ -338,6 +338,6 @@ def test_stimuli_that_do_not_fit(stim, model, vit):
 
 def test_a_model_without_a_head_has_no_logits(stim, vit):
     model = vitxr.load_model(vit.vit)
-    with pytest.raises(InvalidArgument, match="no classification head"):
+    with pytest.raises(ArgumentError, match="no classification head"):
         extract(stim, model, variables=["logits"])
     extract(stim, model, layers=0, variables=["activation"])["activation"].isel(image=0).compute()

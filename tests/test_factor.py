@@ -11,7 +11,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitxr.errors import DataError, InvalidArgument
+from vitxr.errors import ArgumentError, DataError
 from vitxr.factor import METHODS, checks, factorize, hals
 from vitxr.names import validate
 
@@ -284,7 +284,7 @@ T = neuron_tensor()
     ],
 )
 def test_arguments_refused(arguments, message):
-    with pytest.raises(InvalidArgument, match=message):
+    with pytest.raises(ArgumentError, match=message):
         factorize(T, **{"rank": 2, **arguments})
 
 
@@ -329,15 +329,15 @@ def test_negative_values_are_for_unconstrained_methods():
 @pytest.mark.parametrize(
     ("t", "error", "message"),
     [
-        (T.values, InvalidArgument, "expected a DataArray with labels, not ndarray"),
+        (T.values, ArgumentError, "expected a DataArray with labels, not ndarray"),
         (T.isel(image=0, shift=0), DataError, r"has dims \(neuron\); a factorization needs two"),
         (T.astype(str), DataError, "dtype <U.*expected real numbers"),
         (T > 0, DataError, "dtype bool"),
         (T + 1j, DataError, "dtype complex"),
         (T.isel(image=slice(0)), DataError, "is empty .*image: 0"),
         (T * 0, DataError, "zero everywhere"),
-        (T.rename(image="component"), InvalidArgument, "named component.*rename"),
-        (T.assign_coords(weight=1), InvalidArgument, "named weight"),
+        (T.rename(image="component"), ArgumentError, "named component.*rename"),
+        (T.assign_coords(weight=1), ArgumentError, "named weight"),
         (T * np.float32(1e-12), DataError, "root mean square of the tensor is .*float32 fits"),
         (T.astype(float) * 1e200, DataError, "root mean square of the tensor is inf"),
     ],
@@ -353,7 +353,7 @@ def test_labels_are_checked_before_a_lazy_tensor_is_read():
 
     lazy = T.chunk()
     lazy = lazy.copy(data=lazy.data.map_blocks(never, dtype=T.dtype, meta=np.empty((0, 0, 0))))
-    with pytest.raises(InvalidArgument, match="exceeds 30"):
+    with pytest.raises(ArgumentError, match="exceeds 30"):
         factorize(lazy, 1000)
     with pytest.raises(AssertionError, match="read"):
         factorize(lazy, 2)

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from vitxr.errors import DataError, ImageError, InvalidArgument
+from vitxr.errors import ArgumentError, DataError, ImageError
 from vitxr.stimuli import open_images, read_image
 from vitxr.stimuli.decode import decode_bytes, from_array, from_pillow
 from vitxr.stimuli.sources import natural_key
@@ -128,7 +128,7 @@ def test_per_class_too_many(classes):
 
 @pytest.mark.parametrize("per_class", [0, -1, 1.0, True, "2"])
 def test_per_class_invalid(classes, per_class):
-    with pytest.raises(InvalidArgument, match="expected None or a positive integer"):
+    with pytest.raises(ArgumentError, match="expected None or a positive integer"):
         quiet(classes[0], per_class=per_class)
 
 
@@ -239,7 +239,7 @@ def test_exact_size():
 
 @pytest.mark.parametrize("size", [0, -3, 2.5, True, (3,), (3, 0), (1, 2, 3), "224", (10**6, 10**6)])
 def test_size_invalid(size):
-    with pytest.raises(InvalidArgument, match="expected"):
+    with pytest.raises(ArgumentError, match="expected"):
         quiet([noise()], size=size)
 
 
@@ -322,7 +322,7 @@ def test_read_image_arguments():
     read_image(ds, 0)[:] = 0
     assert ds.pixels[0].values.any()
     for i in (2, -3, "no", 1.0, True):
-        with pytest.raises(InvalidArgument, match="image"):
+        with pytest.raises(ArgumentError, match="image"):
             read_image(ds, i)
     with pytest.raises(DataError, match="has neither `pixels`, `encoded` nor a file"):
         read_image(ds.drop_vars("pixels"), 0)

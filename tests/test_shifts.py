@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vitxr
-from vitxr.errors import InvalidArgument
+from vitxr.errors import ArgumentError
 
 sizes = st.integers(1, 60)
 
@@ -40,16 +40,16 @@ def test_raster_is_the_running_rolls(height, width, data):
 
 @pytest.mark.parametrize("step", [0, -1, 2.5, True, "3"])
 def test_step_must_be_a_positive_integer(step):
-    with pytest.raises(InvalidArgument, match="expected a whole number of pixels, 1 or more"):
+    with pytest.raises(ArgumentError, match="expected a whole number of pixels, 1 or more"):
         vitxr.ShiftGrid(step)
 
 
 def test_unknown_scheme():
-    with pytest.raises(InvalidArgument, match=r"scheme='spiral': expected 'grid' .* or 'raster'"):
+    with pytest.raises(ArgumentError, match=r"scheme='spiral': expected 'grid' .* or 'raster'"):
         vitxr.ShiftGrid(3, "spiral")
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 20), (20, 10)])
 def test_step_larger_than_the_image(height, width):
-    with pytest.raises(InvalidArgument, match=r"step=11 px is larger than the image.*at most 10"):
+    with pytest.raises(ArgumentError, match=r"step=11 px is larger than the image.*at most 10"):
         vitxr.ShiftGrid(11).lattice(height, width)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.io import loadmat, savemat
 
 import vitxr
-from vitxr.errors import DataError, InvalidArgument, StoreError
+from vitxr.errors import ArgumentError, DataError, StoreError
 from vitxr.tensors import neuron_matrix, neuron_tensor
 
 
@@ -150,16 +150,16 @@ def test_only_what_the_ranking_needs_is_computed(ds):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        ({"layer": 3}, InvalidArgument, r"layer=3 is not in the Dataset, which holds 0, 1, 2"),
-        ({"layer": [0]}, InvalidArgument, "expected one block number"),
-        ({"feature_maps": 49}, InvalidArgument, "feature_maps=49: the Dataset holds 48"),
-        ({"feature_maps": 0}, InvalidArgument, "expected 1 to 48"),
-        ({"feature_maps": []}, InvalidArgument, "expected a count"),
-        ({"feature_maps": "all"}, InvalidArgument, "expected a count"),
-        ({"feature_maps": [1, 1]}, InvalidArgument, "names a channel twice"),
-        ({"feature_maps": [1, 99]}, InvalidArgument, r"channels \[99\] are not in the Dataset"),
-        ({"ranking": "max"}, InvalidArgument, "expected 'first_frame' or 'mean'"),
-        ({"drop_edge": 2}, InvalidArgument, "4 x 6 patch grid can lose 0 to 1"),
+        ({"layer": 3}, ArgumentError, r"layer=3 is not in the Dataset, which holds 0, 1, 2"),
+        ({"layer": [0]}, ArgumentError, "expected one block number"),
+        ({"feature_maps": 49}, ArgumentError, "feature_maps=49: the Dataset holds 48"),
+        ({"feature_maps": 0}, ArgumentError, "expected 1 to 48"),
+        ({"feature_maps": []}, ArgumentError, "expected a count"),
+        ({"feature_maps": "all"}, ArgumentError, "expected a count"),
+        ({"feature_maps": [1, 1]}, ArgumentError, "names a channel twice"),
+        ({"feature_maps": [1, 99]}, ArgumentError, r"channels \[99\] are not in the Dataset"),
+        ({"ranking": "max"}, ArgumentError, "expected 'first_frame' or 'mean'"),
+        ({"drop_edge": 2}, ArgumentError, "4 x 6 patch grid can lose 0 to 1"),
     ],
 )
 def test_refusals(ds, call, error, message):

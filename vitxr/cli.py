@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitxr import __version__
-from vitxr.errors import InvalidArgument, VitxrError
+from vitxr.errors import ArgumentError, VitxrError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -61,12 +61,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _Help(argparse.HelpFormatter):
+    """Show a default where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, argparse.SUPPRESS) or not action.option_strings:
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+
 def _command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name,
         help=text[0].lower() + text[1:].split(".")[0],
         description=text,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     parser.set_defaults(run=run)
     return parser
@@ -186,7 +195,7 @@ def _stimuli(args: argparse.Namespace) -> xr.Dataset:
 
     if args.source in ("digits", "photos") and not Path(args.source).exists():
         if args.size is not None or (args.source == "photos" and args.per_class is not None):
-            raise InvalidArgument(
+            raise ArgumentError(
                 f"--size and --per-class do not go with the dataset {args.source!r} "
                 "(--per-class goes with digits)."
             )
@@ -262,11 +271,9 @@ def _run_factorize(args: argparse.Namespace) -> None:
     import vitxr
 
     if args.output.exists():
-        raise InvalidArgument(f"{str(args.output)!r} exists: name another file, or delete it.")
+        raise ArgumentError(f"{str(args.output)!r} exists: name another file, or delete it.")
     if args.output.suffix not in (".nc", ".zarr"):
-        raise InvalidArgument(
-            f"output {str(args.output)!r}: expected a name ending in .nc or .zarr."
-        )
+        raise ArgumentError(f"output {str(args.output)!r}: expected a name ending in .nc or .zarr.")
     ds = vitxr.open(args.store)
     make = ds.vit.neuron_matrix if args.matrix else ds.vit.neuron_tensor
     t = make(layer=args.layer, feature_maps=args.feature_maps, ranking=args.ranking).compute()

@@ -7,10 +7,10 @@ Each class also derives from the built-in a NumPy or xarray user would catch.
 from __future__ import annotations
 
 __all__ = [
+    "ArgumentError",
     "DataError",
     "DependencyError",
     "ImageError",
-    "InvalidArgument",
     "ModelError",
     "StoreError",
     "VitxrError",
@@ -21,7 +21,7 @@ class VitxrError(Exception):
     """Base of every exception vitxr raises on purpose."""
 
 
-class InvalidArgument(VitxrError, ValueError):
+class ArgumentError(VitxrError, ValueError):
     """An argument is out of range or of the wrong kind: correct the call."""
 
 

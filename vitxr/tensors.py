@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from vitxr.errors import DataError, InvalidArgument, StoreError
+from vitxr.errors import ArgumentError, DataError, StoreError
 from vitxr.extract.ranking import rank_channels
 from vitxr.names import NEURON, SHIFT, VARIABLES, validate
 
@@ -71,7 +71,7 @@ def neuron_tensor(
     ------
     DataError
         If ``ds`` has no ``activation``, or keeps too few feature maps.
-    InvalidArgument
+    ArgumentError
         If the layer, a feature map or an option does not exist.
 
     References
@@ -188,9 +188,9 @@ def _layer(ds: xr.Dataset, layer: int, drop_edge: int) -> xr.DataArray:
     """Select one layer, mark the patches' distance to the border, drop the edge."""
     validate(ds, require=["activation"])
     if isinstance(layer, bool) or not isinstance(layer, int | np.integer):
-        raise InvalidArgument(f"layer={layer!r}: expected one block number.")
+        raise ArgumentError(f"layer={layer!r}: expected one block number.")
     if layer not in ds.indexes["layer"]:
-        raise InvalidArgument(
+        raise ArgumentError(
             f"layer={layer} is not in the Dataset, which holds "
             f"{', '.join(map(str, ds.indexes['layer']))}. Extract it with layers=[{layer}]."
         )
@@ -202,7 +202,7 @@ def _layer(ds: xr.Dataset, layer: int, drop_edge: int) -> xr.DataArray:
         or not isinstance(drop_edge, int | np.integer)
         or not 0 <= drop_edge <= limit
     ):
-        raise InvalidArgument(
+        raise ArgumentError(
             f"drop_edge={drop_edge!r}: a {rows} x {columns} patch grid can lose 0 to {limit} "
             "rows and columns on each side."
         )
@@ -232,15 +232,15 @@ def _select_maps(
     except ValueError:
         wanted = np.empty(0)
     if wanted.ndim != 1 or wanted.size == 0 or wanted.dtype.kind not in "iu":
-        raise InvalidArgument(
+        raise ArgumentError(
             f"feature_maps={feature_maps!r}: expected a count, a sequence of channel numbers, or "
             "None for all."
         )
     if len(set(wanted.tolist())) < wanted.size:
-        raise InvalidArgument(f"feature_maps={feature_maps!r} names a channel twice.")
+        raise ArgumentError(f"feature_maps={feature_maps!r} names a channel twice.")
     absent = [int(c) for c in wanted if c not in stored]
     if absent:
-        raise InvalidArgument(
+        raise ArgumentError(
             f"feature_maps: channels {absent[:5]} are not in the Dataset, which holds "
             f"{stored.size} channels, {stored.min()} to {stored.max()}."
         )
@@ -249,10 +249,10 @@ def _select_maps(
 
 def _top(ds: xr.Dataset, x: xr.DataArray, count: int, ranking: Ranking) -> np.ndarray:
     if ranking not in get_args(Ranking):
-        raise InvalidArgument(f"ranking={ranking!r}: expected 'first_frame' or 'mean'.")
+        raise ArgumentError(f"ranking={ranking!r}: expected 'first_frame' or 'mean'.")
     have = x.sizes["feature_map"]
     if not 1 <= count <= have:
-        raise InvalidArgument(
+        raise ArgumentError(
             f"feature_maps={count}: the Dataset holds {have} feature maps of this layer; "
             f"expected 1 to {have}, a sequence of channel numbers, or None for all."
         )

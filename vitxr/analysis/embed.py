@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from vitxr._version import __version__
-from vitxr.errors import DataError, InvalidArgument
+from vitxr.errors import ArgumentError, DataError
 from vitxr.names import VARIABLES
 
 __all__ = ["embed"]
@@ -49,7 +49,7 @@ def embed(
 
     Raises
     ------
-    InvalidArgument
+    ArgumentError
         If an argument is unknown or out of range, or ``f`` holds several replicates.
     DataError
         If ``f`` has no such factor, or it has fewer than two rows, values that are not finite, or
@@ -69,12 +69,10 @@ def embed(
     [2.0, 0.0, -2.0, 0.0]
     """
     if method != "pca":
-        raise InvalidArgument(f"unknown method {method!r}; there is: pca.")
+        raise ArgumentError(f"unknown method {method!r}; there is: pca.")
     integer = isinstance(n_components, numbers.Integral) and not isinstance(n_components, bool)
     if not integer or n_components < 1:
-        raise InvalidArgument(
-            f"n_components is {n_components!r}; expected an integer of 1 or more."
-        )
+        raise ArgumentError(f"n_components is {n_components!r}; expected an integer of 1 or more.")
     name = f"{dim}_factor"
     if name not in f.data_vars:
         have = [str(v) for v in f.data_vars if str(v).endswith("_factor")]
@@ -84,7 +82,7 @@ def embed(
         )
     factor = f[name]
     if "replicate" in factor.dims:
-        raise InvalidArgument(
+        raise ArgumentError(
             f"{name} has a replicate dimension; an embedding is of one model: select one, "
             "f.sel(replicate=0)."
         )

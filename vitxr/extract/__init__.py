@@ -96,7 +96,7 @@ def extract(
 
     Raises
     ------
-    InvalidArgument, DataError, ImageError, ModelError, StoreError
+    ArgumentError, DataError, ImageError, ModelError, StoreError
         Before any work and before anything is written, if an argument, an image,
         the model or the store does not fit.
 

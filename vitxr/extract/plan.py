@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from vitxr._version import __version__
-from vitxr.errors import DataError, InvalidArgument
+from vitxr.errors import ArgumentError, DataError
 from vitxr.extract.ranking import rank_channels
 from vitxr.models.backbone import Backbone
 from vitxr.names import VARIABLES, validate
@@ -132,13 +133,12 @@ class Plan:
             "batch_size": self.batch,
         }
 
-    def template(self) -> tuple[xr.Dataset, dict[str, dict[str, Any]]]:
+    def template(self) -> tuple[xr.Dataset, dict[str, dict[str, tuple[int, ...]]]]:
         """Return the result with nothing computed, and how it is laid out on disk."""
         import dask.array as da
-        from zarr.codecs import Crc32cCodec
 
         ds = self.coords.copy()
-        encoding = {}
+        layout = {}
         for name, (dims, shape) in self.forms.items():
             shard = self.shard(name)
             ds[name] = (dims, da.zeros(shape, chunks=shard, dtype=self.dtype), _attrs(name))
@@ -148,14 +148,9 @@ class Plan:
             )
             # A shard holds whole chunks only.
             whole = tuple(math.ceil(s / c) * c for s, c in zip(shard, chunk, strict=True))
-            encoding[name] = {
-                "chunks": chunk,
-                "compressors": (Crc32cCodec(),),
-                "fill_value": np.nan,
-                **({"shards": whole} if whole != chunk else {}),
-            }
+            layout[name] = {"chunks": chunk, "shards": whole}
         ds.attrs = self.attrs
-        return ds, encoding
+        return ds, layout
 
     def shard(self, name: str) -> tuple[int, ...]:
         """Shape of what one unit writes of a variable, one layer at a time."""
@@ -184,7 +179,7 @@ def make_plan(
     """Check every argument of :func:`vitxr.extract` and lay the result out."""
     _check_stimuli(stim)
     if not isinstance(model, Backbone):
-        raise InvalidArgument(
+        raise ArgumentError(
             f"model is a {type(model).__name__}; expected what vitxr.load_model returns. "
             "Call vitxr.load_model(model) first."
         )
@@ -196,22 +191,22 @@ def make_plan(
         ("storage_dtype", storage_dtype, _STORAGE),
     ):
         if value not in legal:
-            raise InvalidArgument(
+            raise ArgumentError(
                 f"{option}={value!r}: expected {' or '.join(repr(v) for v in legal)}."
             )
     if shifts is not None and not isinstance(shifts, ShiftGrid):
-        raise InvalidArgument(
+        raise ArgumentError(
             f"shifts={shifts!r}: expected a vitxr.ShiftGrid, or None for no shifts."
         )
     lattice = no_shifts() if shifts is None else shifts.lattice(*model.input_size)
     _check_preprocess(stim, model, preprocess)
     if feature_maps is not None and "activation" not in names:
-        raise InvalidArgument(
+        raise ArgumentError(
             f"feature_maps={feature_maps!r} selects channels of `activation`, which is not among "
             f"variables={list(names)}. Add it, or leave feature_maps out."
         )
     if feature_maps is not None and {"prefix", "embedding"} & set(names):
-        raise InvalidArgument(
+        raise ArgumentError(
             "feature_maps selects channels of `activation` only, while `prefix` and `embedding` "
             "share its dimension feature_map: extract them in a call of their own."
         )
@@ -254,7 +249,7 @@ def make_plan(
 
 def _check_stimuli(stim: xr.Dataset) -> None:
     if not isinstance(stim, xr.Dataset) or "image" not in stim.dims:
-        raise InvalidArgument(
+        raise ArgumentError(
             f"stim is a {type(stim).__name__} without the dimension `image`; expected the Dataset "
             "that vitxr.open_images makes."
         )
@@ -273,20 +268,20 @@ def _check_stimuli(stim: xr.Dataset) -> None:
 def _layers(layers: Any, depth: int) -> tuple[int, ...]:
     if isinstance(layers, str):
         if layers != "all":
-            raise InvalidArgument(f"layers={layers!r}: expected block numbers or 'all'.")
+            raise ArgumentError(f"layers={layers!r}: expected block numbers or 'all'.")
         return tuple(range(depth))
     listed = np.atleast_1d(np.asarray(layers))
     if listed.ndim != 1 or listed.size == 0 or listed.dtype.kind not in "iu":
-        raise InvalidArgument(
+        raise ArgumentError(
             f"layers={layers!r}: expected one block number, a sequence of them, or 'all'."
         )
     outside = [int(i) for i in listed if not 0 <= i < depth]
     if outside:
-        raise InvalidArgument(
+        raise ArgumentError(
             f"layers: {outside} out of range; the model has {depth} blocks, 0 to {depth - 1}."
         )
     if len(set(listed.tolist())) < listed.size:
-        raise InvalidArgument(f"layers={layers!r} names a block twice.")
+        raise ArgumentError(f"layers={layers!r} names a block twice.")
     return tuple(sorted(int(i) for i in listed))
 
 
@@ -295,16 +290,16 @@ def _variables(variables: Sequence[str], model: Backbone) -> tuple[str, ...]:
         variables = [variables]
     unknown = [v for v in variables if v not in CAPTURED]
     if unknown or not variables:
-        raise InvalidArgument(
+        raise ArgumentError(
             f"variables={list(variables)!r}: expected some of {', '.join(CAPTURED)}."
         )
     if "logits" in variables and not model.classes:
-        raise InvalidArgument(
+        raise ArgumentError(
             f"variables: the model {model.name!r} has no classification head, so no `logits`. "
             "Leave them out, or load the ...ForImageClassification form of the model."
         )
     if "prefix" in variables and not model.prefix:
-        raise InvalidArgument(
+        raise ArgumentError(
             f"variables: the model {model.name!r} has no prefix tokens. Leave `prefix` out."
         )
     return tuple(v for v in CAPTURED if v in variables)
@@ -333,23 +328,23 @@ def _channels(feature_maps: Any, have: int) -> np.ndarray | None:
     if feature_maps is None:
         return None
     if isinstance(feature_maps, bool):
-        raise InvalidArgument(f"feature_maps={feature_maps!r}: expected a count, a list or None.")
+        raise ArgumentError(f"feature_maps={feature_maps!r}: expected a count, a list or None.")
     if isinstance(feature_maps, int | np.integer):
         if not 1 <= feature_maps <= have:
-            raise InvalidArgument(
+            raise ArgumentError(
                 f"feature_maps={feature_maps}: the model has {have} feature maps; expected 1 to "
                 f"{have}, a sequence of channel numbers, or None for all."
             )
         return None
     fixed = np.asarray(feature_maps)
     if fixed.ndim != 1 or fixed.size == 0 or fixed.dtype.kind not in "iu":
-        raise InvalidArgument(
+        raise ArgumentError(
             f"feature_maps={feature_maps!r}: expected a count, a sequence of channel numbers, or "
             "None for all."
         )
     outside = [int(c) for c in fixed if not 0 <= c < have]
     if outside or len(set(fixed.tolist())) < fixed.size:
-        raise InvalidArgument(
+        raise ArgumentError(
             f"feature_maps={feature_maps!r}: expected distinct channel numbers, 0 to {have - 1}."
         )
     return fixed.astype(np.int64)
@@ -381,7 +376,7 @@ def _batch(batch_size: int | str, model: Backbone) -> int:
         tokens = len(model.prefix) + math.prod(model.grid)
         return int(np.clip(budget // (tokens * model.channels), 1, 256))
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise InvalidArgument(f"batch_size={batch_size!r}: expected a number of frames or 'auto'.")
+        raise ArgumentError(f"batch_size={batch_size!r}: expected a number of frames or 'auto'.")
     return batch_size
 
 
@@ -392,16 +387,10 @@ def _provenance(
     precision: str,
     storage_dtype: str,
 ) -> dict[str, Any]:
-    import json
-
-    import torch
-    import transformers
-
     settings = model.preprocessing() if preprocess == "model" else {}
     return {
         "vitxr_version": __version__,
-        "torch_version": torch.__version__,
-        "transformers_version": transformers.__version__,
+        **model.versions(),
         "model": model.name,
         "model_revision": model.revision,
         "model_fingerprint": model.fingerprint,

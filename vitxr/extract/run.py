@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from vitxr.errors import InvalidArgument, StoreError
+from vitxr.errors import ArgumentError, StoreError
 from vitxr.extract.plan import Plan, Unit
 from vitxr.extract.units import compute, prepare
 from vitxr.names import VARIABLES
@@ -28,7 +28,7 @@ _QUEUE = 2
 def check_lazy(client: Any) -> None:
     """Refuse a client where nothing is run."""
     if client is not None:
-        raise InvalidArgument(
+        raise ArgumentError(
             "client= runs an extraction into a store, and store is None. Name a store; or leave "
             "client out: the lazy result is computed by whatever Dask scheduler is active."
         )
@@ -84,17 +84,17 @@ def into_store(
     """Compute what the store does not hold yet, finish it, and open it."""
     path = Path(store)
     if path.suffix != ".zarr":
-        raise InvalidArgument(f"store={str(store)!r}: expected a folder name ending in .zarr.")
+        raise ArgumentError(f"store={str(store)!r}: expected a folder name ending in .zarr.")
     if client is not None and plan.model.spec is None:
-        raise InvalidArgument(
+        raise ArgumentError(
             "client= needs a model that each worker can load by itself, and this one was made "
             "from a module in memory. Save it, and load it with vitxr.load_model(folder)."
         )
     fingerprint = plan.fingerprint()
     book = ledger.find(path, fingerprint, resume)
     if book is None:
-        template, encoding = plan.template()
-        book = ledger.create(path, template, encoding, len(plan.units), fingerprint)
+        template, layout = plan.template()
+        book = ledger.create(path, template, layout, len(plan.units), fingerprint)
     done = book.done()
     todo = [unit for unit in plan.units if not done[unit.index]]
     if todo:

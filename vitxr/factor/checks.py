@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from vitxr.errors import DataError, InvalidArgument
+from vitxr.errors import ArgumentError, DataError
 from vitxr.factor import hals
 
 __all__ = [
@@ -116,9 +116,9 @@ def check_arguments(
     if not isinstance(method, str) or method not in METHODS:
         near = difflib.get_close_matches(str(method), METHODS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-        raise InvalidArgument(f"unknown method {method!r}; {hint}There are: {', '.join(METHODS)}.")
+        raise ArgumentError(f"unknown method {method!r}; {hint}There are: {', '.join(METHODS)}.")
     if not is_int(random_state) or not 0 <= random_state < 2**32:
-        raise InvalidArgument(
+        raise ArgumentError(
             f"random_state is {random_state!r}; expected an integer from 0 to 2**32 - 1, "
             "so that the fit can be repeated."
         )
@@ -126,20 +126,20 @@ def check_arguments(
     number = isinstance(tol, numbers.Real) and not isinstance(tol, bool | np.bool_)
     if not number or not math.isfinite(tol) or tol < 0 or (tol == 0 and not ours):
         least = "0 or more" if ours else f"more than 0 (without it {method} keeps no objective)"
-        raise InvalidArgument(f"tol is {tol!r}; expected a finite number, {least}, such as 1e-5.")
+        raise ArgumentError(f"tol is {tol!r}; expected a finite number, {least}, such as 1e-5.")
     if not is_int(max_iter) or max_iter < 1:
-        raise InvalidArgument(f"max_iter is {max_iter!r}; expected an integer of 1 or more.")
+        raise ArgumentError(f"max_iter is {max_iter!r}; expected an integer of 1 or more.")
     if ours:
         if options:
-            raise InvalidArgument(f"ncp_hals has no option {', '.join(options)}: leave it out.")
+            raise ArgumentError(f"ncp_hals has no option {', '.join(options)}: leave it out.")
         return {}
     known = inspect.signature(tensorly_function(method)).parameters
     for name in options:
         if name in RESERVED:
-            raise InvalidArgument(f"{name} cannot be passed to {method}: {RESERVED[name]}.")
+            raise ArgumentError(f"{name} cannot be passed to {method}: {RESERVED[name]}.")
         if name not in known:
             free = ", ".join(k for k in known if k not in RESERVED)
-            raise InvalidArgument(f"tensorly's {method} has no option {name}; it has: {free}.")
+            raise ArgumentError(f"tensorly's {method} has no option {name}; it has: {free}.")
     if method == "constrained_parafac" and CONSTRAINTS.isdisjoint(options):
         return {**options, "non_negative": True}
     return dict(options)
@@ -148,7 +148,7 @@ def check_arguments(
 def check_labels(t: xr.DataArray) -> None:
     """Check everything about a tensor that can be seen without reading it."""
     if not isinstance(t, xr.DataArray):
-        raise InvalidArgument(
+        raise ArgumentError(
             f"expected a DataArray with labels, not {type(t).__name__}; wrap an array as "
             'xarray.DataArray(x, dims=("neuron", "image", "shift")).'
         )
@@ -171,7 +171,7 @@ def check_labels(t: xr.DataArray) -> None:
     made |= {"iterations", "seconds", "seed", "similarity"}
     clash = sorted(made & {*dims, *map(str, t.coords)})
     if clash:
-        raise InvalidArgument(
+        raise ArgumentError(
             f"the tensor has a dimension or coordinate named {', '.join(clash)}, as the result "
             f"will have: rename or drop it first, t.rename({clash[0]}=...)."
         )
@@ -186,16 +186,16 @@ def check_rank(t: xr.DataArray, rank: int | Sequence[int], method: str) -> tuple
         given *= t.ndim
     if (several and not tucker) or any(not is_int(r) or r < 1 for r in given):
         form = "integers of 1 or more, or one" if tucker else "one integer of 1 or more"
-        raise InvalidArgument(f"rank is {rank!r}; {method} expects {form}.")
+        raise ArgumentError(f"rank is {rank!r}; {method} expects {form}.")
     if tucker:
         if len(given) != t.ndim:
-            raise InvalidArgument(
+            raise ArgumentError(
                 f"rank has {len(given)} numbers; the tensor has {t.ndim} dims "
                 f"({', '.join(map(str, t.dims))}): give one for each."
             )
         for dim, r in zip(t.dims, given, strict=True):
             if r > t.sizes[dim]:
-                raise InvalidArgument(
+                raise ArgumentError(
                     f"rank {r} exceeds the size of {dim}, {t.sizes[dim]}, which is the most a "
                     "Tucker model can use: give a rank for each dimension."
                 )
@@ -203,7 +203,7 @@ def check_rank(t: xr.DataArray, rank: int | Sequence[int], method: str) -> tuple
         bound = math.prod(sorted(t.shape)[:-1])
         if given[0] > bound:
             sizes = " x ".join(f"{n} {d}" for d, n in t.sizes.items())
-            raise InvalidArgument(
+            raise ArgumentError(
                 f"rank {given[0]} exceeds {bound}, the product of all dimensions of {sizes} but "
                 f"the largest; {bound} components reproduce any such tensor: give a smaller rank."
             )

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
-from vitxr.errors import DataError, InvalidArgument
+from vitxr.errors import ArgumentError, DataError
 from vitxr.factor import checks
 from vitxr.factor.methods import fit
 from vitxr.names import VARIABLES
@@ -72,7 +72,7 @@ def fit_ensemble(
 
     Raises
     ------
-    InvalidArgument
+    ArgumentError
         If ranks repeat, ``replicates`` is not a positive integer, the method is not a CP method,
         or for the reasons of :func:`vitxr.factor.factorize`; before anything is fitted.
     DataError
@@ -101,17 +101,17 @@ def fit_ensemble(
     options = checks.check_arguments(method, random_state, tol, max_iter, options)
     if checks.METHODS[method].form != "cp":
         cp = ", ".join(name for name, m in checks.METHODS.items() if m.form == "cp")
-        raise InvalidArgument(
+        raise ArgumentError(
             f"{method} cannot be fitted as an ensemble: the factors of a Tucker model are free up "
             f"to a rotation, so that its components cannot be matched one to one. Use one of: {cp}."
         )
     if not checks.is_int(replicates) or replicates < 1:
-        raise InvalidArgument(f"replicates is {replicates!r}; expected an integer of 1 or more.")
+        raise ArgumentError(f"replicates is {replicates!r}; expected an integer of 1 or more.")
     checks.check_labels(t)
     wanted = [ranks] if np.ndim(ranks) == 0 else list(ranks)  # type: ignore[arg-type]
     checked = [checks.check_rank(t, rank, method)[0] for rank in wanted]
     if not checked or len(set(checked)) < len(checked):
-        raise InvalidArgument(f"ranks is {ranks!r}; expected one or more ranks, each once.")
+        raise ArgumentError(f"ranks is {ranks!r}; expected one or more ranks, each once.")
     tensor = checks.prepare(t, method, options)
 
     children: dict[str, xr.Dataset] = {}
@@ -165,7 +165,7 @@ def align(f: xr.Dataset, reference: xr.Dataset) -> xr.Dataset:
 
     Raises
     ------
-    InvalidArgument
+    ArgumentError
         If ranks differ, or there is a ``replicate`` dimension.
     DataError
         If the factors are not those of a CP model, or of other dimensions or labels.
@@ -186,7 +186,7 @@ def align(f: xr.Dataset, reference: xr.Dataset) -> xr.Dataset:
     dims = _same_dims(f, reference)
     rank, expected = f.sizes["component"], reference.sizes["component"]
     if rank != expected:
-        raise InvalidArgument(
+        raise ArgumentError(
             f"the model has {rank} components, the reference {expected}; align needs as many: "
             "similarity compares models of different rank."
         )
@@ -227,7 +227,7 @@ def similarity(f: xr.Dataset, g: xr.Dataset) -> float:
 
     Raises
     ------
-    InvalidArgument
+    ArgumentError
         If there is a ``replicate`` dimension.
     DataError
         If the factors are not those of a CP model, or of other dimensions or labels.
@@ -285,7 +285,7 @@ def _same_dims(f: xr.Dataset, g: xr.Dataset) -> list[Hashable]:
     found: list[list[Hashable]] = []
     for ds in (f, g):
         if "replicate" in ds.dims:
-            raise InvalidArgument(
+            raise ArgumentError(
                 "the factors have a replicate dimension: select one, f.sel(replicate=0)."
             )
         factors = {name: a for name, a in ds.data_vars.items() if str(name).endswith("_factor")}

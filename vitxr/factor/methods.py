@@ -99,7 +99,7 @@ def factorize(
 
     Raises
     ------
-    InvalidArgument
+    ArgumentError
         If an argument is unknown or out of range. A CP rank is at most the product of all
         dimensions but the largest, which is enough to reproduce any tensor; a Tucker rank is at
         most the size of its dimension.

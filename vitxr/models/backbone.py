@@ -160,6 +160,16 @@ class Backbone:
         settings = self.processor.to_dict()
         return {key: settings[key] for key in sorted(settings) if key.startswith(keep)}
 
+    def versions(self) -> dict[str, str]:
+        """Return the versions of the libraries that run the model, for the record."""
+        import torch
+        import transformers
+
+        return {
+            "torch_version": torch.__version__,
+            "transformers_version": transformers.__version__,
+        }
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as the call that loads it again, where it was loaded by name."""
         if self.spec is None:

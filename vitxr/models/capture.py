@@ -133,8 +133,9 @@ def _tokens(backbone: Backbone, hidden: torch.Tensor) -> torch.Tensor:
     if hidden.ndim != 3 or hidden.shape[1] != expected or hidden.shape[2] != backbone.channels:
         raise ModelError(
             f"{backbone.name!r}: a block gives {tuple(hidden.shape)}; expected (frames, "
-            f"{expected}, {backbone.channels}) = {len(backbone.prefix)} prefix tokens {backbone.prefix} and a "
-            f"grid of {rows} x {columns} patches. vitxr cannot label this model's tokens."
+            f"{expected}, {backbone.channels}) = {len(backbone.prefix)} prefix tokens "
+            f"{backbone.prefix} and a grid of {rows} x {columns} patches. vitxr cannot "
+            "label this model's tokens."
         )
     return hidden
 

@@ -210,7 +210,7 @@ def _load_folder(folder: Path, name: str) -> tuple[Any, Any]:
     if not any(folder.glob("model*.safetensors")):
         raise ModelError(
             f"model {name!r} has no safetensors weights in {folder}; vitxr loads no pickled "
-            "weights. Convert it with transformers' save_pretrained (safe_serialization is the default)."
+            "weights. Convert it with transformers' save_pretrained."
         )
     title = (config_json.get("architectures") or ["?"])[0]
     architecture = getattr(transformers, title, None)

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import numpy as np
 import xarray as xr
 
-from vitxr.errors import DependencyError, InvalidArgument
+from vitxr.errors import ArgumentError, DependencyError
 from vitxr.stimuli.decode import digest, from_array
 from vitxr.stimuli.images import Decoded, build, open_images
 from vitxr.stimuli.sizes import is_count
@@ -58,7 +58,7 @@ def digits(per_class: int | None = 5, split: Split = "test") -> xr.Dataset:
 
     Raises
     ------
-    InvalidArgument
+    ArgumentError
         If `per_class` or `split` is not one of the above.
     DataError
         If a digit has fewer than `per_class` samples in the split.
@@ -77,9 +77,9 @@ def digits(per_class: int | None = 5, split: Split = "test") -> xr.Dataset:
     from sklearn.datasets import load_digits
 
     if split not in get_args(Split):
-        raise InvalidArgument(f"split={split!r}; expected one of {get_args(Split)}.")
+        raise ArgumentError(f"split={split!r}; expected one of {get_args(Split)}.")
     if per_class is not None and not is_count(per_class):
-        raise InvalidArgument(f"per_class={per_class!r}; expected None or a positive integer.")
+        raise ArgumentError(f"per_class={per_class!r}; expected None or a positive integer.")
     bunch = load_digits()
     start, stop = (0, _TEST_START) if split == "train" else (_TEST_START, len(bunch.images))
     samples = sorted(range(start, stop), key=lambda i: (bunch.target[i], i))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from vitxr.errors import DataError, ImageError, InvalidArgument
+from vitxr.errors import ArgumentError, DataError, ImageError
 from vitxr.names import VARIABLES, validate
 from vitxr.stimuli.decode import (
     check_pillow,
@@ -90,7 +90,7 @@ def open_images(
     DataError
         If nothing is found, the source is ambiguous, names collide, or a class
         has fewer than `per_class` images.
-    InvalidArgument
+    ArgumentError
         If `per_class` or `size` is not what is described above.
 
     See Also
@@ -109,7 +109,7 @@ def open_images(
     """
     size = check_size(size)
     if per_class is not None and not is_count(per_class):
-        raise InvalidArgument(f"per_class={per_class!r}; expected None or a positive integer.")
+        raise ArgumentError(f"per_class={per_class!r}; expected None or a positive integer.")
     check_pillow()
     entries = collect(source)
     if per_class is not None:
@@ -260,7 +260,7 @@ def read_image(stim: xr.Dataset, i: int | str) -> np.ndarray:
 
     Raises
     ------
-    InvalidArgument
+    ArgumentError
         If there is no such image.
     ImageError
         If the file is missing, damaged, or no longer has the recorded ``sha256``.
@@ -312,7 +312,7 @@ def _position(stim: xr.Dataset, i: int | str) -> int:
     index = stim.indexes["image"]
     if isinstance(i, str):
         if i not in index:
-            raise InvalidArgument(
+            raise ArgumentError(
                 f"no image {i!r}; expected one of {len(index)} names such as {index[0]!r}."
             )
         return int(index.get_loc(i))
@@ -322,4 +322,4 @@ def _position(stim: xr.Dataset, i: int | str) -> int:
         and -len(index) <= i < len(index)
     ):
         return int(i) % len(index)
-    raise InvalidArgument(f"image {i!r}; expected a name or a position below {len(index)}.")
+    raise ArgumentError(f"image {i!r}; expected a name or a position below {len(index)}.")

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 import xarray as xr
 
-from vitxr.errors import InvalidArgument
+from vitxr.errors import ArgumentError
 from vitxr.names import SHIFT, VARIABLES
 
 __all__ = ["ShiftGrid", "no_shifts"]
@@ -57,7 +57,7 @@ class ShiftGrid:
 
     Raises
     ------
-    InvalidArgument
+    ArgumentError
         If ``step`` is not a positive integer or ``scheme`` is unknown.
 
     Examples
@@ -81,13 +81,13 @@ class ShiftGrid:
             or not isinstance(self.step, int | np.integer)
             or self.step < 1
         ):
-            raise InvalidArgument(
+            raise ArgumentError(
                 f"step={self.step!r}: expected a whole number of pixels, 1 or more. "
                 "For no shifts at all pass shifts=None to extract."
             )
         object.__setattr__(self, "step", int(self.step))
         if self.scheme not in get_args(Scheme):
-            raise InvalidArgument(
+            raise ArgumentError(
                 f"scheme={self.scheme!r}: expected 'grid' (a true lattice) or 'raster' "
                 "(the original notebook's order)."
             )
@@ -104,11 +104,11 @@ class ShiftGrid:
 
         Raises
         ------
-        InvalidArgument
+        ArgumentError
             If the step is larger than the image.
         """
         if self.step > min(height, width):
-            raise InvalidArgument(
+            raise ArgumentError(
                 f"step={self.step} px is larger than the image, {height} x {width} px "
                 f"(height x width): use a step of at most {min(height, width)}, "
                 "or shifts=None for no shifts."

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vitxr.errors import InvalidArgument
+from vitxr.errors import ArgumentError
 from vitxr.stimuli.decode import MAX_PIXELS
 
 __all__ = ["Size", "check_size", "is_count", "resize"]
@@ -35,7 +35,7 @@ def check_size(size: Any) -> Size:
 
     Raises
     ------
-    InvalidArgument
+    ArgumentError
         If it is anything else, or asks for more than `MAX_PIXELS` pixels.
 
     Examples
@@ -49,13 +49,13 @@ def check_size(size: Any) -> Size:
         return int(size)
     pair = tuple(size) if isinstance(size, list | tuple) else ()
     if len(pair) != 2 or not all(map(is_count, pair)):
-        raise InvalidArgument(
+        raise ArgumentError(
             f"size={size!r}; expected None (keep), a positive integer n (fit into n x n) or a pair "
             "(height, width) of positive integers."
         )
     height, width = int(pair[0]), int(pair[1])
     if height * width > MAX_PIXELS:
-        raise InvalidArgument(
+        raise ArgumentError(
             f"size={size!r} is {height * width} pixels; expected at most {MAX_PIXELS}."
         )
     return height, width

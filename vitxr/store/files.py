@@ -10,7 +10,7 @@ from pathlib import Path
 
 import xarray as xr
 
-from vitxr.errors import InvalidArgument, StoreError
+from vitxr.errors import ArgumentError, StoreError
 from vitxr.names import VARIABLES
 from vitxr.store.ledger import GROUP, unfinished
 
@@ -127,12 +127,12 @@ def save(result: xr.DataArray | Result, path: str | Path) -> Path:
     ------
     StoreError
         If the path exists.
-    InvalidArgument
+    ArgumentError
         If the ending is another.
     """
     path = Path(path)
     if path.suffix not in (".nc", ".zarr"):
-        raise InvalidArgument(f"path={str(path)!r}: expected a name ending in .nc or .zarr.")
+        raise ArgumentError(f"path={str(path)!r}: expected a name ending in .nc or .zarr.")
     if path.exists():
         raise StoreError(f"{str(path)!r} exists: choose another path, or delete it first.")
     if isinstance(result, xr.DataArray):

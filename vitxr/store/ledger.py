@@ -75,16 +75,30 @@ class Ledger:
 def create(
     path: Path,
     template: xr.Dataset,
-    encoding: Mapping[str, Mapping[str, Any]],
+    layout: Mapping[str, Mapping[str, tuple[int, ...]]],
     units: int,
     fingerprint: Mapping[str, Any],
 ) -> Ledger:
     """Lay out a new store: coordinates, empty arrays, plan; no root yet.
 
     ``template`` has Dask arrays for the variables to be written later and
-    everything else in memory.
+    everything else in memory; ``layout`` gives these variables' ``chunks`` and
+    ``shards``. Chunks carry a checksum and are not compressed: activations hardly
+    compress, and reading selected feature maps is what stores are for.
     """
     import zarr
+    from zarr.codecs import Crc32cCodec
+
+    encoding = {
+        name: {
+            "chunks": shape["chunks"],
+            # A shard of one chunk is the chunk.
+            **({"shards": shape["shards"]} if shape["shards"] != shape["chunks"] else {}),
+            "compressors": (Crc32cCodec(),),
+            "fill_value": np.nan,
+        }
+        for name, shape in layout.items()
+    }
 
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -98,7 +112,7 @@ def create(
             path=GROUP,
             attributes={
                 "about": "plan and record of finished units of a vitxr store",
-                "variables": list(encoding),
+                "variables": list(layout),
                 "fingerprint": dict(fingerprint),
                 "root": root,
             },

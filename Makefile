@@ -1,0 +1,52 @@
+# Two commands do all set-up on a fresh machine with Python 3.11 to 3.13: `make demo`, `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Two processes with one thread each: more threads would only fight.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: demo test test-base check docs bench app build clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed  ## the main job on the bundled model, into demo/
+	rm -rf demo
+	$(BIN)/vitxr demo --output demo
+
+test: $(VENV)/.installed test-base  ## every test; a test that would be skipped fails
+	PATH="$$PATH:/sbin" sh scripts/chromium.sh
+	VITXR_NO_SKIP=1 $(PYTEST) tests
+
+$(VENV)-base/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)-base
+	$(VENV)-base/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . pytest
+	touch $@
+
+test-base: $(VENV)-base/.installed  ## where neither torch nor panel is installed
+	$(VENV)-base/bin/python -m pytest -p no:cacheprovider --confcutdir=tests/base tests/base
+
+check: $(VENV)/.installed  ## lint, format, types, doctests; warnings are errors
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(PYTEST) --doctest-modules vitxr
+
+docs: $(VENV)/.installed  ## what is written so far is Markdown: check its links
+	$(BIN)/python scripts/vocabulary.py
+	$(BIN)/python scripts/check_links.py README.md docs
+
+bench: $(VENV)/.installed  ## speed, as ratios measured side by side
+	$(BIN)/python benchmarks/main_job.py
+
+app: $(VENV)/.installed  ## look at the demo's report
+	test -e demo/report.html || $(MAKE) demo
+	$(BIN)/python -m webbrowser -t "file://$(CURDIR)/demo/report.html"
+
+build: $(VENV)/.installed  ## wheel and sdist
+	$(BIN)/python -m build
+
+clean:
+	rm -rf $(VENV) $(VENV)-base demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,558 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import synthetic
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from vitxr import plot
+from vitxr.errors import ArgumentError, DataError
+from vitxr.plot._mosaic import Tiles, tile
+from vitxr.plot._select import frame, neuron_maps, unshifted
+from vitxr.plot._style import categorical
+
+pytest.importorskip("holoviews")
+
+
+@pytest.fixture(scope="module")
+def stim():
+    return synthetic.stimuli(per_class=2, classes=(0, 1))
+
+
+@pytest.fixture(scope="module")
+def run(stim):
+    return synthetic.extraction(stim, step=8, layers=(0, 1), channels=12)
+
+
+@pytest.fixture(scope="module")
+def detail(stim):
+    return synthetic.extraction(stim, step=None, layers=(0, 1, 2), channels=12, heads=3)
+
+
+@pytest.fixture(scope="module")
+def tensor(run):
+    return synthetic.neuron_tensor(run, 1, maps=5)
+
+
+@pytest.fixture(scope="module")
+def factors(tensor):
+    return synthetic.factorize(tensor, 3)
+
+
+@pytest.fixture(scope="module")
+def ensemble(tensor):
+    return synthetic.ensemble(tensor, ranks=(1, 2), replicates=3, iterations=4)[0]
+
+
+@pytest.fixture(scope="module")
+def embedded(factors):
+    return synthetic.embed(factors)
+
+
+def parts(picture, kind):
+    """Elements of one kind in an overlay."""
+    return [e for e in picture.traverse(lambda x: x) if type(e).__name__ == kind]
+
+
+def grid(element, vdim=2):
+    """Values of an image as they are drawn, the first row at the top."""
+    return element.dimension_values(vdim, flat=False)
+
+
+def rgb(element):
+    return np.dstack([element.dimension_values(k, flat=False) for k in range(2, 6)])
+
+
+def paint(drawn):
+    """Draw a figure at 100 dpi; its pixels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    drawn.set_dpi(100)
+    canvas = FigureCanvasAgg(drawn)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
+
+
+def texts(picture):
+    return [t for e in parts(picture, "Labels") for t in e.dimension_values("text")]
+
+
+def test_importing_loads_no_plotting_library():
+    code = (
+        "import sys, vitxr.plot, vitxr.report; "
+        "print([m for m in ('holoviews', 'matplotlib', 'panel', 'torch') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_backend_in_use_is_left_as_it_was(embedded):
+    import holoviews as hv
+
+    before = hv.Store.current_backend
+    plot.embedding(embedded)
+    assert hv.Store.current_backend == before
+
+
+@given(
+    maps=hnp.arrays(
+        np.float32,
+        hnp.array_shapes(min_dims=4, max_dims=4, max_side=4),
+        elements=st.floats(-1, 1, width=32),
+    ),
+    gap=st.integers(1, 3),
+)
+def test_tiles_hold_the_maps_and_nothing_else(maps, gap):
+    mosaic, tiles = tile(maps, gap)
+    assert mosaic.shape == tiles.shape
+    for i, j in np.ndindex(maps.shape[:2]):
+        np.testing.assert_array_equal(mosaic[tiles.block(i, j)], maps[i, j])
+    assert np.isfinite(mosaic).sum() == maps.size
+
+
+def test_first_row_is_drawn_at_the_top():
+    import matplotlib
+
+    drawn = plot.figure(plot.neuron_matrix(_one_map(np.array([[0.0, 1.0], [2.0, 3.0]]))))
+    pixels = paint(drawn)
+    (axis,) = drawn.axes
+    viridis = matplotlib.colormaps["viridis"]
+    for row, col in np.ndindex(2, 2):
+        x, y = axis.transData.transform((col, row)).astype(int)
+        expected = viridis((2 * row + col) / 3, bytes=True)
+        np.testing.assert_allclose(pixels[len(pixels) - y, x], expected, atol=3)
+    low, high = axis.transData.transform([(0, 1), (0, 0)])[:, 1]
+    assert low < high  # row 0 is above row 1 on the page
+
+
+def _one_map(values):
+    rows, cols = values.shape
+    row, col = np.indices(values.shape)
+    return xr.DataArray(
+        values.reshape(-1, 1),
+        dims=("neuron", "image"),
+        coords={
+            "image": ["only"],
+            "feature_map": ("neuron", np.full(rows * cols, 7)),
+            "patch_row": ("neuron", row.ravel()),
+            "patch_col": ("neuron", col.ravel()),
+        },
+    )
+
+
+def test_categorical_colours_are_distinct():
+    assert len(set(categorical(40))) == 40
+    assert all(len(c) == 7 and int(c[1:], 16) >= 0 for c in categorical(60))
+
+
+def test_stimuli_holds_every_image_and_label(stim):
+    picture = plot.stimuli(stim, columns=2)
+    values = rgb(parts(picture, "RGB")[0])
+    gap = (values.shape[1] - 64) // 1
+    tiles = Tiles(2, 2, 32, 32, gap)
+    for i in range(4):
+        block = values[tiles.block(*divmod(i, 2))]
+        np.testing.assert_array_equal(block[..., :3], stim["pixels"].values[i])
+        assert (block[..., 3] == 255).all()
+    assert texts(picture) == ["0", "0", "1", "1"]
+
+
+def test_stimuli_without_pixels_say_why(stim):
+    with pytest.raises(DataError, match=r"files differ in size.*size=224"):
+        plot.stimuli(stim.drop_vars("pixels"))
+
+
+@settings(max_examples=15)
+@given(
+    pixels=hnp.arrays(np.uint8, st.tuples(st.integers(1, 7), st.integers(1, 7), st.just(3))),
+    dy=st.lists(st.integers(-20, 20), min_size=1, max_size=3),
+    dx=st.lists(st.integers(0, 20), min_size=1, max_size=3),
+)
+def test_shifts_are_rolls(pixels, dy, dx):
+    picture = plot.shifts(pixels, dy, dx)
+    values = rgb(parts(picture, "RGB")[0])[..., :3]
+    height, width = pixels.shape[:2]
+    gap = (values.shape[0] - len(dy) * height) // max(len(dy) - 1, 1)
+    if len(dx) > 1:
+        gap = (values.shape[1] - len(dx) * width) // (len(dx) - 1)
+    tiles = Tiles(len(dy), len(dx), height, width, gap)
+    for i, y in enumerate(dy):
+        for j, x in enumerate(dx):
+            np.testing.assert_array_equal(
+                values[tiles.block(i, j)], np.roll(pixels, (y, x), (0, 1))
+            )
+    assert texts(picture) == [f"dx {x} px" for x in dx] + [f"dy {y} px" for y in dy]
+
+
+def test_shifts_of_the_raster_name_every_frame():
+    dy, dx = np.array([[2, 2], [0, 0]]), np.array([[0, 2], [1, 3]])
+    picture = plot.shifts(np.arange(16, dtype=np.uint8).reshape(4, 4), dy, dx)
+    assert texts(picture)[:4] == ["2, 0", "2, 2", "0, 1", "0, 3"]
+    with pytest.raises(ArgumentError, match=r"offset_y has shape \(2, 2\) and offset_x \(2,\)"):
+        plot.shifts(np.zeros((4, 4), np.uint8), dy, [0, 1])
+    with pytest.raises(ArgumentError, match="expected uint8"):
+        plot.shifts(np.zeros((4, 4)), [0], [0])
+
+
+def test_predictions_are_the_softmax_without_shift(run):
+    picture = plot.predictions(run)
+    row, col = unshifted(run)
+    z = run["logits"].values[:, row, col].astype(float)
+    expected = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    np.testing.assert_allclose(grid(parts(picture, "Image")[0]), expected, rtol=1e-6)
+    squares, dots = parts(picture, "Points")
+    assert len(squares) == len(dots) == run.sizes["image"]
+    np.testing.assert_array_equal(dots.dimension_values("y"), np.arange(4))
+
+
+def test_predictions_of_many_classes_keep_those_predicted():
+    logits = np.zeros((3, 50))
+    logits[[0, 1, 2], [49, 3, 20]] = 9
+    names = [f"c{i}" for i in range(50)]
+    array = xr.DataArray(
+        logits, dims=("image", "class"), coords={"image": list("abc"), "class": names}
+    )
+    picture = plot.predictions(array)
+    assert {"c49", "c3", "c20"} <= set(texts(picture))
+    assert grid(parts(picture, "Image")[0]).shape == (3, 12)
+
+
+def test_unshifted_is_circular():
+    a = xr.DataArray(
+        np.zeros((2, 3)),
+        dims=("shift_y", "shift_x"),
+        coords={"offset_y": ("shift_y", [10, 31]), "offset_x": ("shift_x", [5, 16, 30])},
+        attrs={"input_height": 32, "input_width": 32},
+    )
+    assert unshifted(a) == (1, 2)
+
+
+def test_attention_query_is_one_row_on_the_grid(detail, stim):
+    picture = plot.attention_query(detail, (3, 5), layer=1, image_at=2, pixels=stim)
+    values = grid(parts(picture, "Image")[0])
+    one = detail["attention"].isel(image=2, shift_y=0, shift_x=0).sel(layer=1)
+    expected = one.isel(query=1 + 3 * 8 + 5).values[:, 1:].reshape(3, 8, 8)
+    boxes = parts(picture, "Rectangles")[0].array()
+    assert len(boxes) == 4
+    for head in range(3):
+        left, top = (int(v) for v in boxes[head + 1, :2] + 0.5 - np.array([5, 3]))
+        np.testing.assert_array_equal(values[top : top + 8, left : left + 8], expected[head])
+    assert np.isfinite(values).sum() == expected.size
+    shown = parts(picture, "RGB")[0]
+    np.testing.assert_array_equal(rgb(shown)[..., :3], stim["pixels"].values[2])
+    assert shown.bounds.lbrt() == (-0.5, -0.5, 7.5, 7.5)
+
+
+def test_attention_query_refuses_what_is_not_there(detail):
+    with pytest.raises(ArgumentError, match="outside the patch grid of 8 x 8"):
+        plot.attention_query(detail, (8, 0), layer=0)
+    with pytest.raises(ArgumentError, match=r"layer=9 was not captured.*\[0, 1, 2\]"):
+        plot.attention_query(detail, (0, 0), layer=9)
+    with pytest.raises(ArgumentError, match="patch grid is unknown"):
+        plot.attention_query(detail["attention"], (0, 0), layer=0)
+    with pytest.raises(ArgumentError, match="there is no image 'x'"):
+        plot.attention_query(detail, (0, 0), layer=0, image_at="x")
+    with pytest.raises(DataError, match="needs the variable `attention`"):
+        plot.attention_query(detail.drop_vars("attention"), (0, 0), layer=0)
+
+
+def test_attention_matrices_hold_every_weight(detail):
+    (element,) = parts(plot.attention_matrices(detail, image_at=1), "Image")
+    exact, drawn = grid(element, "weight"), grid(element)
+    expected = detail["attention"].values[1, 0, 0]
+    tiles = Tiles(3, 3, 65, 65, round(0.07 * 65))
+    for layer, head in np.ndindex(3, 3):
+        block = tiles.block(layer, head)
+        np.testing.assert_array_equal(exact[block], expected[layer, head])
+        np.testing.assert_array_equal(drawn[block], np.maximum(expected[layer, head], 0.1 / 65))
+
+
+def test_feature_map_layers_follow_one_channel(detail):
+    (element,) = parts(plot.feature_map_layers(detail, 7, images=[0, 3]), "Image")
+    raw, drawn = grid(element, "activation"), grid(element)
+    tiles = Tiles(2, 4, 8, 8, 1)
+    activation = detail["activation"].values[:, 0, 0, :, 7]
+    for i, image in enumerate((0, 3)):
+        np.testing.assert_array_equal(
+            raw[tiles.block(i, 0)], detail["embedding"].values[image, 0, 0, 7]
+        )
+        for layer in range(3):
+            block = tiles.block(i, layer + 1)
+            np.testing.assert_array_equal(raw[block], activation[image, layer])
+            largest = np.abs(activation[[0, 3], layer]).max()
+            np.testing.assert_allclose(drawn[block], activation[image, layer] / largest, rtol=1e-6)
+    with pytest.raises(ArgumentError, match="feature_map=99 is not in the data"):
+        plot.feature_map_layers(detail, 99)
+
+
+def test_neuron_maps_undo_the_stacking_and_mark_gaps(tensor):
+    maps, numbers = neuron_maps(tensor)
+    expected = tensor.values.reshape(5, 8, 8, 4, -1)
+    np.testing.assert_array_equal(np.moveaxis(maps.values, (2, 3, 4), (0, 1, 2)), expected)
+    assert numbers == list(dict.fromkeys(tensor["feature_map"].values.tolist()))
+    inner = tensor.isel(neuron=(tensor["patch_row"] % 7 != 0).values)
+    assert neuron_maps(inner)[0].sizes["patch_row"] == 6
+    holed, _ = neuron_maps(tensor.isel(neuron=slice(1, None)))
+    assert np.isnan(holed.values[:, :, 0, 0, 0]).all()
+    assert np.isfinite(holed.values[:, :, 0, 0, 1]).all()
+
+
+def test_neuron_matrix_and_filmstrip_hold_the_tensor(tensor):
+    matrix = tensor.mean("shift")
+    values = grid(parts(plot.neuron_matrix(matrix), "Image")[0])
+    tiles = Tiles(4, 5, 8, 8, 1)
+    cube = matrix.values.reshape(5, 8, 8, 4)
+    for i, j in np.ndindex(4, 5):
+        np.testing.assert_array_equal(values[tiles.block(i, j)], cube[j, :, :, i])
+    number = int(tensor["feature_map"].values[64])
+    values = grid(parts(plot.filmstrip(tensor, number, image_at=2), "Image")[0])
+    film = tensor.values.reshape(5, 8, 8, 4, 4, 4)[1, :, :, 2]
+    tiles = Tiles(4, 4, 8, 8, 1)
+    for y, x in np.ndindex(4, 4):
+        np.testing.assert_array_equal(values[tiles.block(y, x)], film[:, :, y, x])
+    with pytest.raises(ArgumentError, match="feature_map=-1 is not in the tensor"):
+        plot.filmstrip(tensor, -1)
+
+
+def test_activity_is_the_mean_over_patches(tensor):
+    (element,) = parts(plot.activity(tensor, images=[1]), "Image")
+    expected = tensor.values.reshape(5, 64, 4, 4, 4).mean(1)[:, 1]
+    raw, drawn = grid(element, "activity"), grid(element)
+    tiles = Tiles(1, 5, 4, 4, 1)
+    for k in range(5):
+        np.testing.assert_allclose(raw[tiles.block(0, k)], expected[k], rtol=1e-6)
+        low, high = expected[k].min(), expected[k].max()
+        np.testing.assert_allclose(
+            drawn[tiles.block(0, k)], (expected[k] - low) / (high - low), atol=1e-5
+        )
+    with pytest.raises(DataError, match="no shifts"):
+        plot.activity(tensor.mean("shift"))
+
+
+def test_objective_and_similarity_show_every_replicate(ensemble):
+    picture = plot.objective_by_rank(ensemble)
+    (points,), (line,) = parts(picture, "Scatter"), parts(picture, "Curve")
+    values = ensemble["objective"].values
+    np.testing.assert_array_equal(points.dimension_values("value"), values.ravel())
+    np.testing.assert_array_equal(line.dimension_values("value"), values.min(1))
+    picture = plot.similarity_by_rank(ensemble)
+    (points,), (line,) = parts(picture, "Scatter"), parts(picture, "Curve")
+    likeness = ensemble["similarity"].values
+    others = [np.delete(s, o.argmin()) for s, o in zip(likeness, values, strict=True)]
+    np.testing.assert_array_equal(points.dimension_values("value"), np.ravel(others))
+    np.testing.assert_allclose(line.dimension_values("value"), np.mean(others, axis=1))
+    with pytest.raises(DataError, match="one replicate"):
+        plot.similarity_by_rank(ensemble.to_dataset().isel(replicate=[0]))
+
+
+def test_factors_stand_in_their_place(factors):
+    picture = plot.factors(factors)
+    neurons, *lattice = parts(picture, "Image")
+    raw, drawn = grid(neurons, "loading"), grid(neurons)
+    cube = factors["neuron_factor"].values.T.reshape(3, 5, 8, 8)
+    tiles = Tiles(3, 5, 8, 8, 1)
+    for i, j in np.ndindex(3, 5):
+        np.testing.assert_array_equal(raw[tiles.block(i, j)], cube[i, j])
+        np.testing.assert_allclose(drawn[tiles.block(i, j)], cube[i, j] / cube[i].max(), rtol=1e-6)
+    assert len(lattice) == 3
+    for i, one in enumerate(lattice):
+        np.testing.assert_allclose(
+            grid(one), factors["shift_factor"].values[:, i].reshape(4, 4), rtol=1e-7
+        )
+        left, top, right, bottom = one.bounds.lbrt()
+        assert top == i * 9 - 0.5
+        assert bottom - top == pytest.approx(8)
+        assert right - left == pytest.approx(8)
+    bars = parts(picture, "Rectangles")
+    assert [b.label for b in bars] == ["0", "1"]
+    loadings = factors["image_factor"].values
+    first = bars[0].array().astype(float)
+    np.testing.assert_allclose(first[:, 4].reshape(3, 2), loadings[:2].T, rtol=1e-6)
+    tall = (first[:, 3] - first[:, 1]).reshape(3, 2)
+    np.testing.assert_allclose(tall, 8 * loadings[:2].T / loadings.max(0)[:, None], rtol=1e-6)
+
+
+def test_factors_of_a_matrix_have_no_lattice(factors):
+    picture = plot.factors(factors.drop_vars("shift_factor").drop_dims("shift"))
+    assert len(parts(picture, "Image")) == 1
+    with pytest.raises(ArgumentError, match="2 replicates: select one"):
+        plot.factors(factors.expand_dims(replicate=2))
+    with pytest.raises(DataError, match="`shift_factor`"):
+        plot.factor_curves(factors.drop_vars("shift_factor"))
+
+
+@pytest.mark.parametrize("mode", ["neuron", "image", "shift"])
+def test_factor_curves_hold_the_loadings(factors, mode):
+    for k, curve in plot.factor_curves(factors, mode).items():
+        np.testing.assert_array_equal(
+            curve.dimension_values("loading"), factors[f"{mode}_factor"].values[:, k]
+        )
+
+
+def test_embedding_by_feature_map_keeps_the_order_of_the_tensor(embedded):
+    picture = plot.embedding(embedded, pcs=(2, 1))
+    numbers = list(dict.fromkeys(embedded["feature_map"].values.tolist()))
+    assert list(picture.keys()) == numbers
+    score = embedded["score"].values
+    for number, points in picture.items():
+        at = embedded["feature_map"].values == number
+        np.testing.assert_array_equal(points.dimension_values("pc2"), score[at, 1])
+        np.testing.assert_array_equal(points.dimension_values("pc1"), score[at, 0])
+
+
+@pytest.mark.parametrize("color", ["patch_row", "patch_col", "both"])
+def test_embedding_by_place(embedded, color):
+    (points,) = parts(plot.embedding(embedded, color), "Points")
+    np.testing.assert_array_equal(points.dimension_values("pc1"), embedded["score"].values[:, 0])
+    for name in ("patch_row", "patch_col"):
+        np.testing.assert_array_equal(points.dimension_values(name), embedded[name].values)
+    number = int(embedded["feature_map"].values[-1])
+    behind, front = parts(plot.embedding(embedded, color, feature_map=number), "Points")
+    assert set(front.dimension_values("feature_map")) == {number}
+    assert len(behind) + len(front) == embedded.sizes["neuron"]
+
+
+def test_patch_colours_tell_every_patch():
+    v, u = np.meshgrid(np.linspace(0, 1, 14), np.linspace(0, 1, 14))
+    assert len(np.unique(plot.patch_colors(v, u).reshape(-1, 3), axis=0)) == 196
+
+
+@pytest.mark.parametrize("color", ["feature_map", "patch_row", "both"])
+def test_embedding_in_three_axes(embedded, color):
+    picture = plot.embedding_3d(embedded, color)
+    for k in range(3):
+        np.testing.assert_array_equal(
+            picture.dimension_values(f"pc{k + 1}"), embedded["score"].values[:, k]
+        )
+    groups = {"feature_map": 5, "patch_row": 8, "both": 64}[color]
+    assert len(np.unique(picture.dimension_values("code"))) == groups
+    assert plot.render(picture, dpi=50)["png"].startswith(b"\x89PNG")
+
+
+def test_embedding_refuses(embedded):
+    with pytest.raises(ArgumentError, match="color='hue'"):
+        plot.embedding(embedded, "hue")
+    with pytest.raises(ArgumentError, match=r"pcs=\(1, 9\).*axes 1 to 3"):
+        plot.embedding(embedded, pcs=(1, 9))
+    with pytest.raises(ArgumentError, match="feature_map=-3 is not embedded"):
+        plot.embedding(embedded, feature_map=-3)
+    with pytest.raises(DataError, match="no coordinate `feature_map`"):
+        plot.embedding(xr.Dataset({"score": (("neuron", "pc"), embedded["score"].values)}))
+
+
+def test_frame_takes_the_unshifted_one(run):
+    moved = run["activation"].roll(shift_y=1, shift_x=2, roll_coords=True)
+    xr.testing.assert_equal(
+        frame(moved, layer=1).drop_vars(("shift_y", "shift_x")),
+        run["activation"].isel(shift_y=0, shift_x=0).sel(layer=1).drop_vars(("shift_y", "shift_x")),
+    )
+
+
+def pictures(stim, run, detail, tensor, factors, ensemble, embedded):
+    return {
+        "stimuli": plot.stimuli(stim),
+        "shifts": plot.shifts(stim["pixels"].values[0], [0, 8], [0, 8, 16]),
+        "predictions": plot.predictions(run),
+        "attention_matrices": plot.attention_matrices(detail),
+        "attention_query": plot.attention_query(detail, (0, 7), layer=2, pixels=stim),
+        "feature_map_layers": plot.feature_map_layers(detail, 0),
+        "neuron_matrix": plot.neuron_matrix(tensor.mean("shift")),
+        "filmstrip": plot.filmstrip(tensor, int(tensor["feature_map"].values[0])),
+        "activity": plot.activity(tensor),
+        "objective": plot.objective_by_rank(ensemble),
+        "similarity": plot.similarity_by_rank(ensemble),
+        "factors": plot.factors(factors),
+        "curves": plot.factor_curves(factors),
+        "by map": plot.embedding(embedded),
+        "by row": plot.embedding(embedded, "patch_row"),
+        "both": plot.embedding(embedded, "both"),
+        "variance": plot.explained_variance(embedded),
+    }
+
+
+def test_every_picture_draws_on_both_backends(
+    stim, run, detail, tensor, factors, ensemble, embedded
+):
+    import holoviews as hv
+
+    made = pictures(stim, run, detail, tensor, factors, ensemble, embedded)
+    bars = {"predictions", "attention_matrices", "attention_query", "feature_map_layers"}
+    bars |= {"neuron_matrix", "filmstrip", "activity", "factors", "by row", "both"}
+    for name, picture in made.items():
+        drawn = plot.figure(picture)
+        assert len(drawn.axes) == 1, name
+        # a colour bar or key is an inset of the axis: a hook that fails only warns
+        assert len(drawn.axes[0].child_axes) == (name in bars), name
+        hv.render(picture, backend="bokeh")
+
+
+def test_nothing_written_lies_outside_or_overlaps(stim, run, detail, tensor, factors):
+    for picture in (
+        plot.stimuli(stim),
+        plot.shifts(stim["pixels"].values[0], [0, 8], [0, 8, 16]),
+        plot.predictions(run),
+        plot.attention_matrices(detail),
+        plot.feature_map_layers(detail, 0),
+        plot.neuron_matrix(tensor.mean("shift")),
+        plot.filmstrip(tensor, int(tensor["feature_map"].values[0])),
+        plot.activity(tensor),
+        plot.factors(factors),
+    ):
+        drawn = plot.figure(picture)
+        paint(drawn)
+        whole = drawn.axes[0].get_window_extent()
+        boxes = [t.get_window_extent() for t in drawn.axes[0].texts if t.get_text()]
+        words = [t.get_text() for t in drawn.axes[0].texts if t.get_text()]
+        for i, a in enumerate(boxes):
+            assert a.x0 > whole.x0 - 3, words[i]
+            assert a.x1 < whole.x1 + 3, words[i]
+            for j, b in enumerate(boxes[:i]):
+                wide = min(a.x1, b.x1) - max(a.x0, b.x0)
+                tall = min(a.y1, b.y1) - max(a.y0, b.y0)
+                assert wide < 1 or tall < 2, (words[i], words[j])
+
+
+def test_render_repeats_itself_and_save_knows_its_formats(tmp_path, embedded):
+    picture = plot.explained_variance(embedded)
+    first, again = (plot.render(picture, ("png", "pdf", "svg"), dpi=60) for _ in range(2))
+    assert first == again
+    assert first["pdf"].startswith(b"%PDF")
+    assert b"<svg" in first["svg"]
+    assert plot.save(picture, tmp_path / "a.svg").read_bytes() == first["svg"]
+    with pytest.raises(ArgumentError, match=r"\.png, \.pdf or \.svg"):
+        plot.save(picture, tmp_path / "a.gif")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.svg"]
+
+
+def test_no_figure_is_left_with_pyplot(embedded):
+    import matplotlib.pyplot as plt
+
+    before = plt.get_fignums()
+    plot.render(plot.embedding(embedded), dpi=50)
+    assert plt.get_fignums() == before
+
+
+def test_one_of_everything():
+    stim = synthetic.stimuli(per_class=1, classes=(3,))
+    ds = synthetic.extraction(stim, step=None, layers=(0,), channels=4, heads=1)
+    tensor = synthetic.neuron_tensor(ds, 0, maps=1)
+    factors = synthetic.factorize(tensor, 1)
+    for picture in (
+        plot.stimuli(stim),
+        plot.shifts(stim["pixels"].values[0], [0], [0]),
+        plot.predictions(ds),
+        plot.attention_matrices(ds),
+        plot.attention_query(ds, (0, 0), layer=0),
+        plot.feature_map_layers(ds, 3),
+        plot.neuron_matrix(tensor.mean("shift")),
+        plot.filmstrip(tensor, int(tensor["feature_map"].values[0])),
+        plot.activity(tensor),
+        plot.factors(factors),
+        plot.factor_curves(factors),
+        plot.objective_by_rank(synthetic.ensemble(tensor, (1,), 1)[0]),
+    ):
+        assert plot.render(picture, dpi=50)["png"].startswith(b"\x89PNG")

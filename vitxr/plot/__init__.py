@@ -1,0 +1,44 @@
+"""Pictures: labelled arrays in, HoloViews elements out; pure functions, no widgets.
+
+Every function takes plain xarray objects and returns an element that carries
+its looks for Matplotlib and for Bokeh. Importing this package loads neither
+HoloViews nor Matplotlib; the first picture does. :func:`save` and :func:`render`
+turn an element into a file.
+
+Many small maps are drawn as one image (a mosaic), its coordinates being the
+pixels of the mosaic with row 0 at the top.
+"""
+
+from __future__ import annotations
+
+from vitxr.plot.attention import attention_matrices, attention_query
+from vitxr.plot.components import factor_curves, factors
+from vitxr.plot.fits import objective_by_rank, similarity_by_rank
+from vitxr.plot.images import predictions, shifts, stimuli
+from vitxr.plot.manifold import embedding, embedding_3d, explained_variance, patch_colors
+from vitxr.plot.maps import feature_map_layers, neuron_matrix
+from vitxr.plot.output import figure, render, save
+from vitxr.plot.responses import activity, filmstrip
+
+__all__ = [
+    "activity",
+    "attention_matrices",
+    "attention_query",
+    "embedding",
+    "embedding_3d",
+    "explained_variance",
+    "factor_curves",
+    "factors",
+    "feature_map_layers",
+    "figure",
+    "filmstrip",
+    "neuron_matrix",
+    "objective_by_rank",
+    "patch_colors",
+    "predictions",
+    "render",
+    "save",
+    "shifts",
+    "similarity_by_rank",
+    "stimuli",
+]

@@ -1,0 +1,315 @@
+"""Pictures of factors: where a component sits, which images and shifts drive it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from vitxr.errors import ArgumentError
+from vitxr.plot._mosaic import Words, canvas, image, scale_for, small, tile
+from vitxr.plot._select import labels_of, lattice_offsets, neuron_maps, variable
+from vitxr.plot._style import (
+    OTHER_VALUES,
+    SMALL,
+    VALUES,
+    bar,
+    categorical,
+    curve_axes,
+    holoviews,
+    styled,
+)
+
+__all__ = ["factor_curves", "factors"]
+
+#: Inches of the columns of :func:`factors` and of the space between them.
+_NEURONS, _IMAGES, _SPACE = 4.4, 1.25, 0.12
+
+
+def _one_fit(f: xr.Dataset) -> xr.Dataset:
+    if "replicate" in f.dims:
+        raise ArgumentError(
+            f"the factors hold {f.sizes['replicate']} replicates: select one, "
+            "f.isel(replicate=0), or the best by its objective."
+        )
+    return f
+
+
+def factors(f: xr.Dataset, *, components: Any = None, title: str = "Factors") -> Any:
+    """Draw the factors of a fit: a row a component, by descending weight.
+
+    At the left the neuron factor as small maps, one a feature map, in the order
+    of the tensor; a row has one colour scale, from 0 to the row's largest loading.
+    In the middle the loadings of the images as bars from 0, coloured by label. At
+    the right, if the tensor had shifts, the shift factor on the lattice of offsets,
+    from its least to its largest loading, which are written beside it: loadings
+    over shifts often differ little, and a scale from 0 would hide how.
+
+    Parameters
+    ----------
+    f
+        Factors: ``neuron_factor``, ``image_factor``, and perhaps ``shift_factor``
+        and ``weight``, of one fit.
+    components
+        Positions of the components to show, all by default.
+    title
+        Title of the picture.
+
+    Returns
+    -------
+    holoviews.Overlay
+        The first ``Image`` has the neuron loading relative to its row's largest
+        and, as ``loading``, the loading; the ``Image`` of each shift map the loadings.
+
+    References
+    ----------
+    The original notebook, section 7 (``get_tensor_factors_plot``).
+    """
+    hv = holoviews()
+    f = _one_fit(f)
+    if components is not None:
+        f = f.isel(component=np.atleast_1d(components))
+    maps, numbers = neuron_maps(variable(f, "neuron_factor"))
+    values = maps.transpose("component", "feature_map", "patch_row", "patch_col").values
+    rank, _, height, width = values.shape
+    largest = np.nanmax(values, axis=(1, 2, 3), keepdims=True)
+    relative = np.divide(values, largest, out=np.zeros_like(values), where=largest > 0)
+    relative[np.isnan(values)] = np.nan
+    gap = max(1, round(0.1 * width))
+    mosaic, tiles = tile(relative, gap=gap)
+    raw, _ = tile(values, gap=gap)
+    scale = scale_for(tiles.shape[1], largest=0.55, cell=max(width, height), room=_NEURONS)
+    step = height + gap
+    edge, space = 0.05 / scale, _SPACE / scale
+    below = tiles.shape[0] - 0.5
+    cbar = 0.35 / scale, 0.07 / scale
+    parts = [
+        image(
+            mosaic,
+            "Neuron loading / row's largest",
+            cmap=VALUES,
+            clim=(0.0, 1.0),
+            hook=bar(
+                "Loading / row's largest",
+                (-0.5, below + cbar[0] - 0.2 / scale, min(tiles.shape[1], 1.5 / scale), cbar[1]),
+                ticks=[0, 0.5, 1],
+                horizontal=True,
+            ),
+            extra={"loading": raw},
+        )
+    ]
+    head = -0.5 - edge
+    widest = max(len(str(n)) for n in numbers) * SMALL / 72 * 0.65 + 0.04
+    every = math.ceil(widest / ((width + gap) * scale))
+    words = [
+        Words([(-0.5 - edge, tiles.y(i), n) for i, n in enumerate(_numbers(f))], ha="right"),
+        Words([(-0.5 - 0.26 / scale, (tiles.shape[0] - 1) / 2, "Component")], angle=90),
+        small(
+            [(tiles.x(j), head, n) for j, n in enumerate(numbers) if j % every == 0], va="bottom"
+        ),
+        Words(
+            [((tiles.shape[1] - 1) / 2, head - 0.12 / scale, "Neurons, by feature map")],
+            va="bottom",
+        ),
+    ]
+
+    left = tiles.shape[1] - 0.5 + space
+    right = left + _IMAGES / scale
+    image_factor = variable(f, "image_factor").transpose("component", "image")
+    parts += _bars(hv, image_factor, left, right, step, height)
+    words.append(Words([((left + right) / 2, head - 0.12 / scale, "Images")], va="bottom"))
+    words += _label_key(image_factor, left, below + edge, scale)
+    end = right
+
+    if "shift_factor" in f:
+        shift_factor = f["shift_factor"]
+        at_y, at_x, (ny, nx) = lattice_offsets(shift_factor)
+        loadings = np.full((rank, ny, nx), np.nan)
+        loadings[:, at_y, at_x] = shift_factor.transpose("component", "shift").values
+        left = end + space
+        pixel = height / max(ny, nx)
+        end = left + nx * pixel
+        ranges = []
+        for i in range(rank):
+            low, high = float(np.nanmin(loadings[i])), float(np.nanmax(loadings[i]))
+            parts.append(
+                image(
+                    loadings[i],
+                    f"Shift loading {i}",
+                    cmap=OTHER_VALUES,
+                    # one shade says that all are alike
+                    clim=(low, high) if high > low else (low - 0.5, high + 0.5),
+                    origin=(left + pixel / 2, i * step - 0.5 + pixel / 2),
+                    pixel=(pixel, pixel),
+                    colorbar=False,
+                )
+            )
+            ranges.append((end + edge, tiles.y(i), _span(low, high)))
+        words.append(small(ranges, ha="left", color="#555555"))
+        words.append(Words([((left + end) / 2, head - 0.12 / scale, "Shifts")], va="bottom"))
+        words += _offset_ticks(shift_factor, left, end, below, edge, scale, ny, nx)
+        end += 0.55 / scale
+    return canvas(
+        [*parts, *words],
+        span=(end + 0.5, tiles.shape[0]),
+        scale=scale,
+        margins=(0.35, 0.32, 0.03, 0.62),
+        title=title,
+    )
+
+
+def _numbers(f: xr.Dataset) -> list[int]:
+    known = f["component"].values if "component" in f.coords else range(f.sizes["component"])
+    return [int(n) for n in known]
+
+
+def _span(low: float, high: float) -> str:
+    """Two loadings, to two digits of the larger; what is nothing beside it is 0."""
+    digits = max(0, 1 - int(np.floor(np.log10(high)))) if high > 0 else 0
+    first, last = f"{low:.{digits}f}", f"{high:.{digits}f}"
+    return first if high <= low else f"{first} to {last}"
+
+
+def _bars(
+    hv: Any, array: xr.DataArray, left: float, right: float, step: float, height: int
+) -> list[Any]:
+    """Bars of the image loadings: one element a label, a base line a row."""
+    values = np.asarray(array.values, dtype=np.float64)
+    labels = labels_of(array)
+    classes = list(pd.unique(np.asarray(labels, dtype=object)))
+    colors = dict(zip(classes, categorical(len(classes)), strict=True))
+    each = (right - left) / values.shape[1]
+    top = np.nanmax(values, axis=1)
+    parts = []
+    for label in classes:
+        boxes = []
+        for i, row in enumerate(values):
+            base = i * step - 0.5 + height
+            for j in np.flatnonzero(np.asarray(labels, dtype=object) == label):
+                tall = row[j] / top[i] * height if top[i] > 0 else 0.0
+                x = left + j * each
+                boxes.append((x + 0.08 * each, base - tall, x + 0.92 * each, base, row[j]))
+        parts.append(
+            styled(
+                hv.Rectangles(boxes, ["x0", "y0", "x1", "y1"], "loading", label=label or "images"),
+                mpl={"facecolor": colors[label], "linewidth": 0},
+                bokeh={"fill_color": colors[label], "line_color": None},
+            )
+        )
+    floor = [
+        (left, i * step - 0.5 + height, right, i * step - 0.5 + height) for i in range(len(values))
+    ]
+    parts.append(
+        styled(
+            hv.Segments(floor, ["x0", "y0", "x1", "y1"]),
+            both={"color": "#888888"},
+            mpl={"linewidth": 0.5},
+            bokeh={"line_width": 1},
+        )
+    )
+    return parts
+
+
+def _label_key(array: xr.DataArray, x: float, y: float, scale: float) -> list[Words]:
+    """Labels in their colours, below the bars, wrapped; at most twelve."""
+    classes = [c for c in pd.unique(np.asarray(labels_of(array), dtype=object)) if c]
+    colors = categorical(len(classes))
+    words, column, row = [], 0.0, 0
+    for label, color in list(zip(classes, colors, strict=True))[:12]:
+        text = "■ " + (label if len(label) <= 16 else label[:15] + "…")
+        inches = (len(text) + 1.5) * SMALL / 72 * 0.6
+        if column and column + inches > _IMAGES + _SPACE:
+            column, row = 0.0, row + 1
+        words.append(
+            small(
+                [(x + column / scale, y + row * 0.1 / scale, text)],
+                ha="left",
+                va="top",
+                color=color,
+            )
+        )
+        column += inches
+    return words
+
+
+def _offset_ticks(
+    array: xr.DataArray,
+    left: float,
+    right: float,
+    below: float,
+    edge: float,
+    scale: float,
+    ny: int,
+    nx: int,
+) -> list[Words]:
+    """Name the axes of the lattice below the last shift map: what is across, what is down."""
+    known = "offset_y" in array.coords and "offset_x" in array.coords
+    unit = " px" if known else ""
+    named = ("offset_y", "offset_x") if known else ("shift_y", "shift_x")
+    dy, dx = (np.asarray(array[n].values) for n in named)
+    lines = [
+        f"across: dx {int(dx.min())} to {int(dx.max())}{unit}",
+        f"down: dy {int(dy.min())} to {int(dy.max())}{unit}",
+        "colour: least to largest",
+    ]
+    return [
+        small(
+            [(left, below + edge + k * 0.1 / scale, t) for k, t in enumerate(lines)],
+            ha="left",
+            va="top",
+        )
+    ]
+
+
+def factor_curves(f: xr.Dataset, mode: str = "shift", *, title: str | None = None) -> Any:
+    """Curves of one factor: the loading against the place in the tensor, a curve a component.
+
+    Parameters
+    ----------
+    f
+        Factors of one fit.
+    mode
+        ``"shift"``, ``"image"`` or ``"neuron"``: which ``<mode>_factor``.
+    title
+        Title of the picture.
+
+    Returns
+    -------
+    holoviews.NdOverlay
+        A ``Curve`` a component, keyed by ``component``.
+
+    Raises
+    ------
+    DataError
+        If the fit has no such factor, as a fit to a matrix has no shift factor.
+
+    References
+    ----------
+    The original notebook, section 7 (``plt.plot(neuron_factor)``).
+    """
+    hv = holoviews()
+    array = variable(_one_fit(f), f"{mode}_factor").transpose(mode, "component")
+    values = np.asarray(array.values)
+    number = _numbers(f)
+    x = hv.Dimension(f"{mode}_position", label=f"{mode.capitalize()} (position in the tensor)")
+    y = hv.Dimension("loading", label="Loading")
+    colors = categorical(len(number))
+    curves = {
+        n: styled(
+            hv.Curve((np.arange(len(values)), values[:, k]), x, y),
+            both={"color": colors[k]},
+            mpl={"linewidth": 0.9, "linestyle": ("-", "--", ":")[k // 8 % 3]},
+            bokeh={"line_width": 1.5, "line_dash": ("solid", "dashed", "dotted")[k // 8 % 3]},
+        )
+        for k, n in enumerate(number)
+    }
+    return curve_axes(
+        hv.NdOverlay(curves, kdims=["component"]),
+        title=title or f"{mode.capitalize()} factor",
+        size=(5.6, 2.4),
+        legend_position="right",
+        legend_cols=1 + (len(number) - 1) // 13,
+    )
