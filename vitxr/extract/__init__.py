@@ -113,7 +113,7 @@ def extract(
     >>> ds.activation.sizes
     Frozen({'image': 10, 'shift_y': 2, 'shift_x': 2, 'layer': 2, 'feature_map': 48, \
 'patch_row': 8, 'patch_col': 8})
-    >>> ds.logits.isel(image=3, shift_y=0, shift_x=0).idxmax("class").item()
+    >>> str(ds.logits.isel(image=3, shift_y=0, shift_x=0).idxmax("class").values)
     '3'
     """
     from vitxr.extract import run

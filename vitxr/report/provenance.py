@@ -56,12 +56,12 @@ def provenance(page: Page, results: Mapping[str, Any]) -> None:
         facts = [f"{k} {f.attrs[k]}" for k in ("method", "tol", "max_iter") if k in f.attrs]
         facts += [f"{k} {f[k].item()}" for k in ("seed", "iterations", "converged") if k in f]
         rows.append((f"factors, block {layer}", "; ".join(facts)))
-    rows.append(("versions here", _versions()))
+    rows.append(("versions", _versions()))
     page.table(rows, ("Item", "Value"))
     page.say(
         "Next: choose a rank where the residual flattens and replicates still agree; fit it with "
-        "more replicates; open the store with <code>vitxr browse</code> to walk between a point "
-        "of the manifold, its patch, the images and the shifts."
+        "more replicates; open the stores with <code>vitxr.open</code> and select a neuron, an "
+        "image or a shift by its label."
     )
 
 
