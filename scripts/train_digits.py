@@ -243,6 +243,7 @@ part of its training, larger ones were not.
 def save(model: ViTForImageClassification, processor: ViTImageProcessorPil, right: int) -> None:
     """Write weights, configuration, preprocessing and model card into the package."""
     model.save_pretrained(FOLDER)
+    (FOLDER / "model.safetensors").chmod(0o644)  # written 0600, which a wheel would keep
     processor.save_pretrained(FOLDER)
     held_out = len(load_digits().target) - TRAIN
     card = CARD.format(
