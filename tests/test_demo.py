@@ -66,6 +66,14 @@ def test_ensemble_and_factors_agree(folder):
     assert (np.diff(tree["objective"].min("replicate")) < 0).all()
 
 
+def test_every_result_says_where_it_comes_from(folder):
+    ds = vitxr.open(folder / "activations.zarr")
+    factors = vitxr.open(folder / "factors_layer5.nc")
+    for result in (ds.vit.neuron_matrix(layer=5), factors, factors.vit.embed()):
+        assert result.attrs["model_fingerprint"] == ds.attrs["model_fingerprint"]
+        assert result.attrs["layer"] == 5
+
+
 def test_the_model_knows_what_it_sees(folder):
     """Deeper activations tell the digits apart: the last block's mean maps are separable."""
     ds = vitxr.open(folder / "activations.zarr")

@@ -6,15 +6,27 @@ the documentation are made from it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from vitxr.errors import DataError
 
-__all__ = ["DIMS", "LATTICE", "NEURON", "SHIFT", "VARIABLES", "Variable", "order", "validate"]
+__all__ = [
+    "DIMS",
+    "LATTICE",
+    "NEURON",
+    "PROVENANCE",
+    "SHIFT",
+    "VARIABLES",
+    "Variable",
+    "order",
+    "provenance",
+    "validate",
+]
 
 #: The order of dimensions wherever they occur together.
 LATTICE = ("image", "shift_y", "shift_x", "layer", "feature_map", "patch_row", "patch_col")
@@ -22,6 +34,9 @@ LATTICE = ("image", "shift_y", "shift_x", "layer", "feature_map", "patch_row", "
 NEURON = ("feature_map", "patch_row", "patch_col")
 #: What the stacked dimension ``shift`` is made of.
 SHIFT = ("shift_y", "shift_x")
+
+#: Attributes that say where numbers come from: tensors, factors and embeddings keep them.
+PROVENANCE = ("model", "model_revision", "model_fingerprint", "preprocess", "layer")
 
 #: Every dimension and what its index means.
 DIMS: dict[str, str] = {
@@ -163,6 +178,11 @@ VARIABLES: dict[str, Variable] = {
     "component_loading": _v("pc component", "1", "direction of the axis among components", "f"),
     "component_mean": _v("component", "1", "mean of the factor's column", "f"),
 }
+
+
+def provenance(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    """Keep the attributes that say where numbers come from."""
+    return {key: attrs[key] for key in PROVENANCE if key in attrs}
 
 
 def order(dims: Iterable[Hashable]) -> tuple[Hashable, ...]:

@@ -12,7 +12,7 @@ import xarray as xr
 
 from vitxr.errors import ArgumentError, DataError, StoreError
 from vitxr.extract.ranking import rank_channels
-from vitxr.names import NEURON, SHIFT, VARIABLES, validate
+from vitxr.names import NEURON, SHIFT, VARIABLES, provenance, validate
 
 __all__ = ["activity", "neuron_matrix", "neuron_tensor", "read_mat", "to_mat"]
 
@@ -97,7 +97,7 @@ def neuron_tensor(
     x = x.astype(ds["activation"].dtype).rename("activation")
     what = ["rectified"] * rectify + ["normalised"] * normalize
     x.attrs = {
-        **{k: v for k, v in ds.attrs.items() if k in _KEPT},
+        **provenance(ds.attrs),
         **VARIABLES["activation"].attrs,
         "long_name": " ".join(["activation,", *what]) if what else "activation",
         "layer": int(layer),
@@ -105,10 +105,6 @@ def neuron_tensor(
     if not stack:
         return x.transpose("image", *SHIFT, *NEURON)
     return x.stack(neuron=NEURON, shift=SHIFT).transpose("neuron", "image", "shift")
-
-
-#: Attributes of an extraction that its tensors keep.
-_KEPT = ("model", "model_revision", "model_fingerprint", "preprocess", "vitxr_version")
 
 
 def neuron_matrix(

@@ -11,7 +11,7 @@ import xarray as xr
 
 from vitxr._version import __version__
 from vitxr.errors import ArgumentError, DataError
-from vitxr.names import VARIABLES
+from vitxr.names import VARIABLES, provenance
 
 __all__ = ["embed"]
 
@@ -120,5 +120,10 @@ def embed(
     for variable in out.data_vars:
         out[variable].attrs.update(VARIABLES[str(variable)].attrs)
     used = {"vitxr": __version__, "numpy": np.__version__, "scikit-learn": version("scikit-learn")}
-    out.attrs = {"method": method, "dim": dim, "versions": json.dumps(used)}
+    out.attrs = {
+        **provenance(f.attrs),
+        "method": method,
+        "dim": dim,
+        "versions": json.dumps(used),
+    }
     return out

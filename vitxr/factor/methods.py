@@ -25,7 +25,7 @@ from vitxr.factor.checks import (
     prepare,
     tensorly_function,
 )
-from vitxr.names import VARIABLES
+from vitxr.names import VARIABLES, provenance
 
 __all__ = ["factorize", "fit"]
 
@@ -191,6 +191,7 @@ def fit(
         ds[variable].attrs.update(known.attrs)
     used = {"vitxr": __version__, "numpy": np.__version__, "tensorly": version("tensorly")}
     ds.attrs = {
+        **provenance(t.attrs),
         "method": method,
         "rank": ranks[0] if METHODS[method].form == "cp" else list(ranks),
         "tol": float(tol),
@@ -211,9 +212,15 @@ def _fit_ours(
     progress: bool,
     options: dict[str, Any],
 ) -> tuple[Array, Sequence[Array], Array, bool]:
+    from threadpoolctl import threadpool_limits
     from tqdm.auto import tqdm
 
-    with tqdm(total=max_iter, desc=f"{method} rank {ranks[0]}", disable=not progress) as bar:
+    # The products are small: a second BLAS thread hardly helps, and where another pool keeps the
+    # cores busy, the two spin against each other and an iteration takes many times as long.
+    with (
+        threadpool_limits(1, user_api="blas"),
+        tqdm(total=max_iter, desc=f"{method} rank {ranks[0]}", disable=not progress) as bar,
+    ):
 
         def show(iteration: int, objective: float) -> None:
             bar.set_postfix(objective=f"{objective:.6f}", refresh=False)
