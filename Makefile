@@ -28,13 +28,15 @@ $(VENV)-base/.installed: pyproject.toml constraints.txt
 test-base: $(VENV)-base/.installed  ## where neither torch nor panel is installed
 	$(VENV)-base/bin/python -m pytest -p no:cacheprovider --confcutdir=tests/base tests/base
 
-check: $(VENV)/.installed  ## lint, format, types, doctests; warnings are errors
+check: $(VENV)/.installed  ## lint, format, types, links, doctests; warnings are errors
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/python scripts/vocabulary.py --check
+	$(BIN)/python scripts/check_links.py README.md CONTRIBUTING.md docs
 	$(PYTEST) --doctest-modules vitxr
 
-docs: $(VENV)/.installed  ## what is written so far is Markdown: check its links
+docs: $(VENV)/.installed  ## write the vocabulary's page again; check all links
 	$(BIN)/python scripts/vocabulary.py
 	$(BIN)/python scripts/check_links.py README.md docs
 

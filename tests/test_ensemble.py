@@ -237,3 +237,16 @@ def test_models_that_cannot_be_compared():
         similarity(f, f.isel(neuron=slice(3)))
     with pytest.raises(DataError, match="expected the factors of a CP model"):
         similarity(f[["weight"]], f)
+
+
+def test_best_is_the_replicate_of_least_objective():
+    t = xr.DataArray(np.random.default_rng(3).random((8, 5, 6)), dims=("neuron", "image", "shift"))
+    tree = fit_ensemble(t, [2, 3], replicates=3, max_iter=5, progress=False)
+    for rank in (2, 3):
+        best = tree.vit.best(rank)
+        assert float(best["objective"]) == float(tree["objective"].sel(rank=rank).min())
+        assert best["neuron_factor"].dims == ("neuron", "component")
+    with pytest.raises(ArgumentError, match="rank=7 is not in the ensemble, which has 2, 3"):
+        tree.vit.best(7)
+    with pytest.raises(DataError, match="no `best_replicate`"):
+        tree["rank_2"].vit.best(2)

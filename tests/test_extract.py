@@ -187,6 +187,55 @@ def test_another_image_or_model_is_refused(stim, model, images, tmp_path):
         extract(stim, vitxr.load_model(make_vit(seed=1)), layers=[0], store=path)
 
 
+def test_altered_pixels_are_other_images(stim, model, tmp_path):
+    inverted = stim.assign(pixels=255 - stim["pixels"])
+    path = tmp_path / "run.zarr"
+    extract(stim, model, layers=[0], store=path)
+    with pytest.raises(StoreError, match="altered_pixels: "):
+        extract(inverted, model, layers=[0], store=path)
+    a, b = (extract(s, model, layers=[0])["activation"] for s in (stim, inverted))
+    together = abs(a - b).max().compute()
+    assert float(together) == float(abs(a.compute() - b.compute()).max()) > 0.1
+
+
+def test_weights_and_hooks_changed_in_place_are_seen(stim, tmp_path):
+    model = vitxr.load_model(make_vit())
+    path = tmp_path / "run.zarr"
+    before = extract(stim, model, layers=[0], store=path).compute()
+    handle = model.blocks[0].register_forward_hook(lambda _m, _a, out: out * 0)
+    with pytest.raises(StoreError, match="model_hooks: "):
+        extract(stim, model, layers=[0], store=path)
+    assert (extract(stim, model, layers=[0])["activation"].isel(image=0) == 0).all()
+    handle.remove()
+    xr.testing.assert_identical(extract(stim, model, layers=[0], store=path).compute(), before)
+    model.blocks[0].mlp.fc1.weight.data += 0.01
+    with pytest.raises(StoreError, match="model_fingerprint: "):
+        extract(stim, model, layers=[0], store=path)
+
+
+def test_a_task_holds_one_image(stim, model, tmp_path):
+    import pickle
+
+    from PIL import Image
+
+    from vitxr.extract import plan as plans
+
+    size = []
+    for count in (2, 40):
+        folder = tmp_path / f"{count}" / "a"
+        folder.mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(np.full((32, 48, 3), i, np.uint8)).save(folder / f"{i}.png")
+        plan = plans.make_plan(
+            vitxr.open_images(folder.parent, progress=False), model, layers=[0], shifts=GRID,
+            variables=["activation"], feature_maps=None, preprocess="raw", precision="float32",
+            storage_dtype="float32", batch_size=4,
+        )  # fmt: skip
+        task = plan.task(plan.units[0])
+        size.append(len(pickle.dumps((task.stim, task.offsets))))
+    assert size[1] < size[0] + 100
+
+
 def test_what_is_in_the_way_is_left_alone(stim, model, tmp_path):
     (tmp_path / "mine.zarr").mkdir()
     (tmp_path / "mine.zarr" / "thesis.txt").write_text("precious")
@@ -262,6 +311,9 @@ def test_photographs_of_many_sizes_just_work(tmp_path):
         )
 
 
+# Closing a cluster leaves sockets to the garbage collector now and then.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_dask_cluster_writes_the_same(stim, tmp_path):
     from distributed import Client, LocalCluster
 
@@ -306,6 +358,11 @@ REFUSALS = {
     "preprocess": ({"preprocess": "none"}, ArgumentError, "'model' or 'raw'"),
     "processor": ({"preprocess": "model"}, ModelError, "without its image processor"),
     "name": ({"store": "run"}, ArgumentError, r"ending in \.zarr"),
+    "ragged": ({"layers": [[0], [1, 2]]}, ArgumentError, "expected one block number"),
+    "ragged maps": ({"feature_maps": [[0], [1, 2]]}, ArgumentError, "expected a count"),
+    "no variables": ({"variables": None}, ArgumentError, "variables=None: expected some of"),
+    "late batch": ({"batch_size": 0, "feature_maps": 3}, ArgumentError, "number of frames"),
+    "late name": ({"store": "run", "feature_maps": 3}, ArgumentError, r"ending in \.zarr"),
 }
 
 
@@ -334,6 +391,8 @@ def test_stimuli_that_do_not_fit(stim, model, vit):
         extract(stim, vit)
     with pytest.raises(DataError, match="no `sha256`"):
         extract(stim.drop_vars("sha256"), model)
+    with pytest.raises(DataError, match="no `image`"):
+        extract(stim.drop_vars("image"), model)
 
 
 def test_a_model_without_a_head_has_no_logits(stim, vit):

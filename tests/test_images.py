@@ -715,11 +715,37 @@ def test_stacks(tmp_path):
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", ">f8", "int32"])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_stack_dtypes_and_orders(tmp_path, dtype, order):
-    stack = np.asarray(RNG.integers(2, 256, (3, 8, 9)).astype(dtype), order=order)
+    white = 65536 if dtype == "uint16" else 256
+    stack = np.asarray(RNG.integers(2, white, (3, 8, 9)).astype(dtype), order=order)
     np.save(tmp_path / "grey.npy", stack)
     ds = quiet(tmp_path / "grey.npy")
     for i in range(3):
         np.testing.assert_array_equal(ds.pixels[i].values, from_array(stack[i], "x"))
+
+
+def test_uint16_arrays_of_8_bit_values_are_refused():
+    with pytest.raises(ImageError, match=r"uint16 values up to 200.*may mean 0\.\.255"):
+        from_array(np.full((2, 2), 200, np.uint16), "dim")
+    assert from_array(np.zeros((2, 2), np.uint16), "black").max() == 0
+
+
+def test_a_dark_16_bit_file_says_its_depth(tmp_path):
+    Image.fromarray(np.full((4, 4), 200, np.uint16)).save(tmp_path / "dark.png")
+    assert (quiet([tmp_path / "dark.png"]).pixels.values == 1).all()
+
+
+def test_altered_pixels_are_seen(tmp_path):
+    from vitxr.stimuli.images import altered
+
+    save(tmp_path / "a.png", noise())
+    save(tmp_path / "b.png", noise())
+    for stim in (quiet(tmp_path), quiet(noise()), quiet(tmp_path).isel(image=[1])):
+        none = [None] * stim.sizes["image"]
+        assert altered(stim) == none
+        assert altered(stim.isel(image=slice(None, None, -1))) == none
+        inverted = stim.assign(pixels=255 - stim["pixels"])
+        assert None not in altered(inverted)
+        assert altered(inverted) == altered(inverted.compute())
 
 
 def test_stacks_in_class_folders(tmp_path):

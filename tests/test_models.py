@@ -89,27 +89,27 @@ def hooks_on(module):
     return sum(len(m._forward_hooks) for m in module.modules())
 
 
-def test_nothing_is_left_behind(vit, model, batch):
+def test_nothing_is_left_behind(batch):
+    vit = make_vit(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
+    model = vitxr.load_model(vit)
     before = hooks_on(vit), vit.config._attn_implementation
+    assert before[1] != "eager"
     vit.train()
     vit.vit.layers[1].eval()
     weights = {k: v.clone() for k, v in vit.state_dict().items()}
-    try:
-        got = capture(model, batch, [0], ALL)
-        assert vit.training
-        assert vit.vit.layers[0].training
-        assert not vit.vit.layers[1].training
-        # Dropout and autocast of the surroundings have no say.
-        with torch.autocast("cpu", torch.bfloat16):
-            again = capture(model, batch, [0], ALL)
-        for name in ALL:
-            np.testing.assert_array_equal(got[name], again[name])
-        with pytest.raises(ValueError, match="channel dimension"):
-            capture(model, batch[:, :1], [0], ALL)
-        assert (hooks_on(vit), vit.config._attn_implementation) == before
-        assert all(torch.equal(weights[k], v) for k, v in vit.state_dict().items())
-    finally:
-        vit.eval()
+    got = capture(model, batch, [0], ALL)
+    assert vit.training
+    assert vit.vit.layers[0].training
+    assert not vit.vit.layers[1].training
+    # Dropout and autocast of the surroundings have no say.
+    with torch.autocast("cpu", torch.bfloat16):
+        again = capture(model, batch, [0], ALL)
+    for name in ALL:
+        np.testing.assert_array_equal(got[name], again[name])
+    with pytest.raises(ValueError, match="channel dimension"):
+        capture(model, batch[:, :1], [0], ALL)
+    assert (hooks_on(vit), vit.config._attn_implementation) == before
+    assert all(torch.equal(weights[k], v) for k, v in vit.state_dict().items())
 
 
 def test_wrong_tokens_are_refused(model, batch):
@@ -127,8 +127,11 @@ def test_a_saved_model_loads_the_same(saved, model):
     assert loaded.fingerprint == model.fingerprint
     assert loaded.processor is not None
     assert loaded.preprocess(np.zeros((7, 9, 3), np.uint8)).shape == (3, 32, 48)
+    with torch.no_grad():
+        loaded.blocks[0].mlp.fc1.bias[0] += 1
+    # What is in memory travels, not what is on disk.
     back = pickle.loads(pickle.dumps(loaded))
-    assert back.fingerprint == model.fingerprint
+    assert back.fingerprint == loaded.fingerprint != model.fingerprint
     half = pickle.loads(pickle.dumps(loaded.cast("bfloat16")))
     assert next(half.module.parameters()).dtype == torch.bfloat16
 
@@ -289,6 +292,66 @@ def test_a_text_model_is_refused():
     )
     with pytest.raises(ModelError, match="BertModel is not a Vision Transformer"):
         vitxr.load_model(transformers.BertModel(config))
+
+
+def test_models_that_shuffle_patches_are_refused():
+    config = transformers.ViTMAEConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+        image_size=16, patch_size=8, mask_ratio=0.0,
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="shuffles patches at random"):
+        vitxr.load_model(transformers.ViTMAEModel(config))
+
+
+def test_a_worker_refuses_other_weights(saved):
+    from vitxr.models.load import Reference
+
+    loaded = vitxr.load_model(saved)
+    sent = pickle.dumps(Reference(loaded, loaded.fingerprint))
+    assert len(sent) < 2000
+    assert pickle.loads(sent).model().fingerprint == loaded.fingerprint
+    with torch.no_grad():
+        loaded.blocks[0].mlp.fc1.bias[0] += 1
+    changed = Reference(loaded, loaded.fingerprint)
+    assert changed.model() is loaded
+    with pytest.raises(ModelError, match="changed in memory or on disk"):
+        pickle.loads(pickle.dumps(changed)).model()
+
+
+def test_a_model_with_hooks_is_sent_whole(saved):
+    from vitxr.models.load import Reference
+
+    loaded = vitxr.load_model(saved)
+    handle = loaded.blocks[0].register_forward_hook(zero)
+    assert loaded.hooks() == ["vit.layers.0: zero"]
+    sent = pickle.loads(pickle.dumps(Reference(loaded, loaded.fingerprint))).model()
+    assert sent.hooks() == loaded.hooks()
+    handle.remove()
+
+
+def zero(_module, _args, output):
+    return output * 0
+
+
+def test_images_three_pixels_high_are_not_channels_first(saved):
+    model = vitxr.load_model(saved)
+    image = np.random.default_rng(0).integers(0, 256, (3, 40, 3), dtype=np.uint8)
+    tall = np.repeat(image, 2, axis=0)  # six pixels high: no doubt
+    from PIL import Image
+
+    expected = np.asarray(Image.fromarray(image).resize((48, 32), Image.BILINEAR)) / 127.5 - 1
+    np.testing.assert_allclose(model.preprocess(image).transpose(1, 2, 0), expected, atol=1e-6)
+    assert model.preprocess(tall).shape == (3, 32, 48)
+
+
+def test_a_revision_goes_with_the_hub(saved):
+    with pytest.raises(ModelError, match="'main' goes with models of the hub"):
+        vitxr.load_model("digits", revision="main")
+
+
+def test_a_model_shows_itself_in_a_few_lines(model):
+    assert "grid 4 x 6" in repr(model)
+    assert repr(model).count("\n") < 15
 
 
 def test_greyscale_models_are_refused():

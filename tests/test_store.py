@@ -1,5 +1,7 @@
 """Saving and opening results; the ledger of a store being written."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -30,7 +32,7 @@ def tensor():
 @pytest.mark.parametrize("ending", ["nc", "zarr"])
 def test_multi_indexes_survive(tensor, tmp_path, ending):
     path = vitxr.save(tensor, tmp_path / f"t.{ending}")
-    back = vitxr.open(path)["activation"]
+    back = vitxr.open(path)
     xr.testing.assert_identical(back.compute(), tensor)
     assert back.indexes["neuron"].equals(tensor.indexes["neuron"])
     back.unstack("neuron").sel(feature_map=4, patch_row=1)
@@ -107,8 +109,89 @@ def test_the_root_is_written_last(tmp_path):
     np.testing.assert_array_equal(ds["logits"], np.repeat([[0.0], [1.0]], 6, axis=1))
     assert ds.attrs == {"model": "none"}
     assert list(ds["label"].values) == ["a", "a"]
-    # All-zero data count as written: their shard is there.
+
+
+@pytest.mark.parametrize("value", [0, np.nan])
+def test_data_of_one_value_count_as_written(tmp_path, value):
+    path = tmp_path / "a.zarr"
+    book = make(path, units=1)
+    book.write(0, {"image": slice(0, 1)}, {"logits": np.full((1, 6), value, "float32")})
     assert (path / "logits" / "c" / "0" / "0").exists()
+
+
+def test_a_unit_is_recorded_after_its_shards(tmp_path):
+    book = make(tmp_path / "a.zarr")
+    with pytest.raises(ValueError, match=r"shape|broadcast"):
+        book.write(0, {"image": slice(0, 1)}, {"logits": np.zeros((1, 5), "float32")})
+    assert not book.done().any()
+
+
+def test_a_run_killed_while_laying_out_leaves_nothing_to_open(tmp_path):
+    import subprocess
+    import sys
+
+    code = (
+        "import os, sys, pathlib, test_store; from vitxr.store import ledger;"
+        "ledger.shutil.rmtree = lambda *a, **k: os._exit(9);"
+        "pathlib.Path.rename = lambda *a: os._exit(9);"
+        "test_store.make(pathlib.Path(sys.argv[1]))"
+    )
+    path = tmp_path / "a.zarr"
+    env = {"PYTHONPATH": str(Path(__file__).parent), "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", code, path], env=env, check=False)
+    assert done.returncode == 9
+    assert not path.exists()
+    with pytest.raises(StoreError, match="there is no store"):
+        vitxr.open(path)
+    make(path)
+
+
+def test_a_save_that_fails_leaves_nothing(tensor, tmp_path):
+    import dask
+
+    def broken():
+        raise OSError("the image is gone")
+
+    import dask.array as da
+
+    lazy = tensor.copy(data=da.from_delayed(dask.delayed(broken)(), tensor.shape, tensor.dtype))
+    for ending in ("nc", "zarr"):
+        with pytest.raises(OSError, match="the image is gone"):
+            vitxr.save(lazy, tmp_path / f"t.{ending}")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ArgumentError, match="the result is a ndarray"):
+        vitxr.save(np.zeros(3), tmp_path / "t.nc")
+
+
+def test_float16_survives_in_both_formats(tensor, tmp_path):
+    half = tensor.astype("float16")
+    for ending in ("nc", "zarr"):
+        back = vitxr.open(vitxr.save(half, tmp_path / f"t.{ending}"))
+        np.testing.assert_array_equal(back.values, half.values)
+
+
+def test_a_few_feature_maps_are_read_without_the_others(tmp_path):
+    import dask.array as da
+
+    dims = ("image", "shift_y", "shift_x", "layer", "feature_map", "patch_row", "patch_col")
+    shape = (1, 1, 1, 1, 64, 2, 2)
+    template = xr.Dataset({"activation": (dims, da.zeros(shape, dtype="float32"))})
+    layout = {"activation": {"chunks": (1, 1, 1, 1, 16, 2, 2), "shards": shape}}
+    book = ledger.create(tmp_path / "a.zarr", template, layout, 1, {})
+    book.write(0, {"image": slice(0, 1)}, {"activation": np.ones(shape, "float32")})
+    book.finish()
+    ds = vitxr.open(tmp_path / "a.zarr").assign_coords(
+        {d: np.arange(n) for d, n in zip(dims, shape, strict=True)}
+    )
+    # The other chunks are damaged, and nobody notices.
+    shard = next(p for p in (tmp_path / "a.zarr" / "activation" / "c").rglob("*") if p.is_file())
+    content = bytearray(shard.read_bytes())
+    content[16 * 16 + 4 + 8] ^= 1  # in the second chunk
+    shard.write_bytes(content)
+    t = ds.vit.neuron_tensor(layer=0, feature_maps=[3, 40], normalize=False)
+    assert (t.compute() == 1).all()
+    with pytest.raises(ValueError, match="checksum"):
+        ds.vit.neuron_tensor(layer=0, feature_maps=[20]).compute()
 
 
 def test_a_flipped_bit_is_seen(tmp_path):

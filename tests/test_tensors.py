@@ -126,6 +126,44 @@ def test_rankings_differ_as_they_say(ds):
     assert set(mean["feature_map"].values) == {9}
 
 
+def test_what_is_not_a_number_is_not_hidden(ds):
+    broken = ds.copy(deep=True)
+    broken["activation"][0, 1, 2, 0, 5, 2, 2] = np.nan
+    assert np.isnan(broken.vit.activity()[0, 1, 2, 0, 5])
+    assert int(np.isnan(broken.vit.activity()).sum()) == 1
+    matrix = broken.vit.neuron_matrix(layer=0, feature_maps=[5])
+    assert np.isnan(matrix.isel(image=0)).all()
+    assert np.isfinite(matrix.isel(image=1)).all()
+
+
+def test_means_are_accumulated_in_float64():
+    x = np.full((1, 400, 500, 1, 1, 1, 1), 0.1, "float32")
+    x[0, 0, 0] = 1.0
+    dims = ("image", "shift_y", "shift_x", "layer", "feature_map", "patch_row", "patch_col")
+    ds = xr.Dataset({"activation": (dims, x)}, coords={"layer": [0], "feature_map": [0]})
+    ds = ds.assign_coords({d: np.arange(n) for d, n in zip(dims, x.shape, strict=True)})
+    mean = ds.vit.neuron_matrix(layer=0, feature_maps=None, normalize=False).item()
+    assert mean == np.float32(x.astype(np.float64).mean())
+
+
+def test_scalars_come_back_as_dims(ds):
+    whole = ds.vit.neuron_tensor(layer=1, feature_maps=[3, 5]).isel(shift=[0])
+    part = ds.sel(layer=1).isel(shift_y=0, shift_x=0).vit.neuron_tensor(1, feature_maps=[3, 5])
+    np.testing.assert_array_equal(part, whole)
+    assert ds.sel(layer=1).vit.activity().sizes["layer"] == 1
+    with pytest.raises(ArgumentError, match="which holds 1"):
+        ds.sel(layer=1).vit.neuron_tensor(layer=0)
+
+
+def test_a_method_asked_of_the_wrong_object_says_where_it_is(ds):
+    with pytest.raises(AttributeError, match=r"'factorize': it is a method of a neuron tensor"):
+        ds.vit.factorize(3)
+    with pytest.raises(AttributeError, match="'embed': it is a method of a Dataset of factors"):
+        ds["activation"].vit.embed()
+    with pytest.raises(AttributeError, match=r"has no method 'nothing'\."):
+        _ = ds.vit.nothing
+
+
 def test_only_what_the_ranking_needs_is_computed(ds):
     """A count reads the first frame of the first image, and no other block."""
     import dask.array as da
@@ -187,6 +225,11 @@ def test_matlab_round_trip(ds, tmp_path, form):
     for dim in t.dims:
         assert back.indexes[dim].equals(t.indexes[dim])
     assert list(back["label"].values) == ["noise", "noise", "other"]
+    assert back.attrs == t.attrs
+    assert list(back["sha256"].values) == list(t["sha256"].values)
+    np.testing.assert_array_equal(back["edge_distance"], t["edge_distance"])
+    with pytest.raises(StoreError, match="exists: choose another path"):
+        t.vit.to_mat(path)
     if "shift" in t.dims:
         np.testing.assert_array_equal(back["offset_y"], t["offset_y"])
         np.testing.assert_array_equal(back["offset_x"], t["offset_x"])
@@ -203,6 +246,8 @@ def test_the_notebooks_own_files_are_read(tmp_path):
 def test_matlab_refusals(ds, tmp_path):
     with pytest.raises(DataError, match=r"dims \(image, .*expected \(neuron, image, shift\)"):
         ds["activation"].vit.to_mat(tmp_path / "x.mat")
+    with pytest.raises(ArgumentError, match=r"ending in \.mat"):
+        ds.vit.neuron_matrix(layer=0).vit.to_mat(tmp_path / "x")
     assert not list(tmp_path.iterdir())
     with pytest.raises(StoreError, match="cannot be read as a MATLAB 5 file"):
         vitxr.read_mat(tmp_path / "x.mat")

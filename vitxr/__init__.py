@@ -14,7 +14,7 @@ import vitxr.accessor as _accessor  # noqa: F401 (registers .vit)
 from vitxr import errors, names
 from vitxr._version import __version__
 from vitxr.extract import extract
-from vitxr.stimuli import ShiftGrid, open_images
+from vitxr.stimuli import ShiftGrid, open_images, read_image
 from vitxr.store import open_store as open  # noqa: A004 (the public name; the builtin is not used)
 from vitxr.store import save
 from vitxr.tensors import read_mat
@@ -38,6 +38,7 @@ __all__ = [
     "open",
     "open_images",
     "plot",
+    "read_image",
     "read_mat",
     "save",
 ]

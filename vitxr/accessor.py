@@ -1,4 +1,4 @@
-"""The accessor ``.vit`` on Datasets and DataArrays: one line of delegation a method."""
+"""The accessor ``.vit``: one line of delegation a method, imports inside."""
 
 from __future__ import annotations
 
@@ -8,11 +8,31 @@ from typing import Any, Literal
 
 import xarray as xr
 
-__all__ = ["VitArray", "VitDataset"]
+__all__ = ["VitArray", "VitDataset", "VitTree"]
+
+#: Where a method lives that somebody looks for elsewhere.
+_ELSEWHERE = {
+    "neuron_tensor": "activations, ds.vit.neuron_tensor(layer=0)",
+    "neuron_matrix": "activations, ds.vit.neuron_matrix(layer=0)",
+    "activity": "activations, ds.vit.activity()",
+    "factorize": "a neuron tensor, ds.vit.neuron_tensor(layer=0).vit.factorize(rank=25)",
+    "fit_ensemble": "a neuron tensor, ds.vit.neuron_tensor(layer=0).vit.fit_ensemble([20, 25])",
+    "to_mat": "a neuron tensor or matrix, t.vit.to_mat(path)",
+    "embed": "a Dataset of factors, t.vit.factorize(rank=25).vit.embed()",
+    "best": "an ensemble, tree.vit.best(rank=25)",
+}
+
+
+class _Hints:
+    """Say where a method is when it is asked of the wrong object."""
+
+    def __getattr__(self, name: str) -> Any:
+        where = f": it is a method of {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+        raise AttributeError(f"{type(self).__name__} has no method {name!r}{where}.")
 
 
 @xr.register_dataset_accessor("vit")
-class VitDataset:
+class VitDataset(_Hints):
     """Methods on a Dataset of activations or of factors."""
 
     def __init__(self, ds: xr.Dataset):
@@ -28,7 +48,13 @@ class VitDataset:
         stack: bool = True,
         drop_edge: int = 0,
     ) -> xr.DataArray:
-        """See :func:`vitxr.tensors.neuron_tensor`."""
+        """Responses of one layer's neurons to every image and shift, (neuron, image, shift).
+
+        ``feature_maps``: how many of the most active maps to keep, a list of channel
+        numbers, or None for all. Rectified, then each map divided by its maximum in
+        each frame; ``drop_edge`` leaves out border patches. Lazy. See
+        :func:`vitxr.tensors.neuron_tensor`.
+        """
         from vitxr.tensors import neuron_tensor
 
         return neuron_tensor(
@@ -45,7 +71,10 @@ class VitDataset:
         stack: bool = True,
         drop_edge: int = 0,
     ) -> xr.DataArray:
-        """See :func:`vitxr.tensors.neuron_matrix`."""
+        """Mean over shifts of :meth:`neuron_tensor`, (neuron, image); the same parameters.
+
+        See :func:`vitxr.tensors.neuron_matrix`.
+        """
         from vitxr.tensors import neuron_matrix
 
         return neuron_matrix(
@@ -53,20 +82,28 @@ class VitDataset:
         )
 
     def activity(self, rectify: bool = True) -> xr.DataArray:
-        """See :func:`vitxr.tensors.activity`."""
+        """Mean over patches of each feature map's rectified activation.
+
+        (image, shift_y, shift_x, layer, feature_map), not normalised; ``rectify=False``
+        takes activations as they are. Lazy. See :func:`vitxr.tensors.activity`.
+        """
         from vitxr.tensors import activity
 
         return activity(self._ds, rectify)
 
     def embed(self, n_components: int = 10, method: str = "pca", dim: str = "neuron") -> xr.Dataset:
-        """See :func:`vitxr.analysis.embed`."""
+        """Embed the rows of a factor: PCA scores and explained variance.
+
+        ``score(neuron, pc)`` on at most ``n_components`` axes. Columns have unit norm;
+        weights do not count. See :func:`vitxr.analysis.embed`.
+        """
         from vitxr.analysis import embed
 
         return embed(self._ds, n_components, method, dim)
 
 
 @xr.register_dataarray_accessor("vit")
-class VitArray:
+class VitArray(_Hints):
     """Methods on a neuron tensor or matrix."""
 
     def __init__(self, array: xr.DataArray):
@@ -79,12 +116,21 @@ class VitArray:
         random_state: int = 0,
         tol: float = 1e-5,
         max_iter: int = 500,
+        progress: bool = False,
         **options: Any,
     ) -> xr.Dataset:
-        """See :func:`vitxr.factor.factorize`."""
+        """Factorize into labelled factors, by nonnegative CP unless told otherwise.
+
+        ``neuron_factor(neuron, component)``, ``image_factor``, ``shift_factor`` of unit
+        norm, ``weight(component)`` in descending order, ``objective`` the relative
+        residual. ``method``: "ncp_hals", or a tensorly decomposition by its function's
+        name, to which ``options`` go. See :func:`vitxr.factor.factorize`.
+        """
         from vitxr.factor import factorize
 
-        return factorize(self._array, rank, method, random_state, tol, max_iter, **options)
+        return factorize(
+            self._array, rank, method, random_state, tol, max_iter, progress, **options
+        )
 
     def fit_ensemble(
         self,
@@ -95,16 +141,42 @@ class VitArray:
         tol: float = 1e-5,
         max_iter: int = 500,
         progress: bool = True,
+        **options: Any,
     ) -> xr.DataTree:
-        """See :func:`vitxr.factor.fit_ensemble`."""
+        """Fit CP models of several ranks from several seeds each.
+
+        The root holds ``objective(rank, replicate)`` and ``similarity(rank, replicate)``;
+        ``tree.vit.best(rank)`` are the best replicate's factors. See
+        :func:`vitxr.factor.fit_ensemble`.
+        """
         from vitxr.factor import fit_ensemble
 
         return fit_ensemble(
-            self._array, ranks, replicates, method, random_state, tol, max_iter, progress
+            self._array, ranks, replicates, method, random_state, tol, max_iter, progress, **options
         )
 
     def to_mat(self, path: str | Path) -> Path:
-        """See :func:`vitxr.tensors.to_mat`."""
+        """Write a MATLAB file with the original notebook's variable names.
+
+        See :func:`vitxr.tensors.to_mat`.
+        """
         from vitxr.tensors import to_mat
 
         return to_mat(self._array, path)
+
+
+@xr.register_datatree_accessor("vit")
+class VitTree(_Hints):
+    """Methods on an ensemble of factorizations."""
+
+    def __init__(self, tree: xr.DataTree):
+        self._tree = tree
+
+    def best(self, rank: int) -> xr.Dataset:
+        """Take the factors of the replicate of least objective.
+
+        See :func:`vitxr.factor.best`.
+        """
+        from vitxr.factor import best
+
+        return best(self._tree, rank)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,12 +37,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vitxr {args.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"vitxr {args.command}: interrupted", file=sys.stderr)
+        print(f"vitxr {args.command}: interrupted{_left(args)}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except OSError as error:
+        print(f"vitxr {args.command}: {error}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _left(args: argparse.Namespace) -> str:
+    """Say what an interrupted extraction has left, and how to go on."""
+    from vitxr.store.ledger import unfinished
+
+    done = unfinished(args.store) if args.command == "extract" else None
+    return f": {done}. The same command goes on from there." if done else ""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -202,7 +214,9 @@ def _stimuli(args: argparse.Namespace) -> xr.Dataset:
         if args.source == "photos":
             return vitxr.datasets.photos()
         return vitxr.datasets.digits(per_class=args.per_class)
-    return vitxr.open_images(args.source, per_class=args.per_class, size=args.size)
+    return vitxr.open_images(
+        args.source, per_class=args.per_class, size=args.size, progress=not args.quiet
+    )
 
 
 def _run_extract(args: argparse.Namespace) -> None:
@@ -268,13 +282,22 @@ def _factorize(commands: Any) -> None:
 
 
 def _run_factorize(args: argparse.Namespace) -> None:
+    import xarray as xr
+
     import vitxr
 
     if args.output.exists():
         raise ArgumentError(f"{str(args.output)!r} exists: name another file, or delete it.")
     if args.output.suffix not in (".nc", ".zarr"):
         raise ArgumentError(f"output {str(args.output)!r}: expected a name ending in .nc or .zarr.")
+    if not os.access(args.output.absolute().parent, os.W_OK):
+        raise ArgumentError(f"the folder of {str(args.output)!r} is missing or not writable.")
     ds = vitxr.open(args.store)
+    if not isinstance(ds, xr.Dataset):
+        raise ArgumentError(
+            f"{str(args.store)!r} holds a {type(ds).__name__}; expected a store of activations that "
+            "vitxr extract wrote."
+        )
     make = ds.vit.neuron_matrix if args.matrix else ds.vit.neuron_tensor
     t = make(layer=args.layer, feature_maps=args.feature_maps, ranking=args.ranking).compute()
     options = {
@@ -309,38 +332,42 @@ def _run_info(args: argparse.Namespace) -> None:
     import vitxr
 
     path = Path(args.target)
-    if path.exists() and not (path / "config.json").exists():
+    is_file = path.suffix in (".zarr", ".nc", ".mat")
+    if is_file or (path.exists() and not (path / "config.json").exists()):
         result = vitxr.open(path)
         print(_sizes(result))
         for key, value in result.attrs.items():
             print(f"  {key}: {value}")
         return
     model = vitxr.load_model(args.target)
-    parameters = sum(p.numel() for p in model.module.parameters())
-    rows, columns = model.grid
-    for key, value in {
-        "model": model.name,
-        "revision": model.revision or "-",
-        "architecture": type(model.module).__name__,
-        "blocks": f"{len(model.blocks)} (layers 0 to {len(model.blocks) - 1})",
-        "channels": model.channels,
-        "heads": model.heads,
-        "prefix tokens": ", ".join(model.prefix) or "none",
-        "input": f"{model.input_size[0]} x {model.input_size[1]} px",
-        "patch": f"{model.patch[0]} x {model.patch[1]} px, grid {rows} x {columns}",
-        "classes": len(model.classes) or "none",
-        "parameters": f"{parameters:,}",
-        "weights SHA-256": model.fingerprint,
-    }.items():
-        print(f"{key:>16}  {value}")
+    for key, text in {**model.summary(), "weights SHA-256": model.fingerprint}.items():
+        print(f"{key:>16}  {text}")
 
 
-def _sizes(ds: xr.Dataset | xr.DataTree) -> str:
+def _sizes(result: xr.DataArray | xr.Dataset | xr.DataTree) -> str:
+    """List variables with their dims, dtypes and sizes, group by group."""
+    import xarray as xr
+
+    if isinstance(result, xr.DataTree):
+        parts = [(node.path.strip("/"), node.to_dataset(inherit=False)) for node in result.subtree]
+    else:
+        ds = result if isinstance(result, xr.Dataset) else result.to_dataset(name=result.name)
+        parts = [("", ds)]
     lines = []
-    for name, array in ds.data_vars.items():
-        dims = ", ".join(f"{d}: {n}" for d, n in array.sizes.items())
-        lines.append(f"{name} ({dims}) {array.dtype}, {array.nbytes / 2**20:,.1f} MiB")
+    for group, ds in parts:
+        for name, array in ds.data_vars.items():
+            dims = ", ".join(f"{d}: {n}" for d, n in array.sizes.items())
+            where = f"{group}/{name}" if group else str(name)
+            lines.append(f"{where} ({dims}) {array.dtype}, {_bytes(array.nbytes)}")
     return "\n".join(lines)
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:,.1f} GiB"
 
 
 if __name__ == "__main__":

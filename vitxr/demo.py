@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import vitxr
@@ -18,7 +19,7 @@ RANKS = (2, 4, 6, 8, 10, 12)
 RANKS_2D = (1, 2, 3, 4, 5)
 REPLICATES = 3
 #: The notebook picks a rank by eye from the ensemble; so does the demo.
-RANK, RANK_2D = 8, 3
+RANK = 8
 SEED = 0
 
 
@@ -57,6 +58,11 @@ def run_demo(folder: str | Path, progress: bool = True) -> Path:
         )
     folder.mkdir(parents=True, exist_ok=True)
 
+    def say(text: str) -> None:
+        if progress:
+            print(text, file=sys.stderr, flush=True)
+
+    say(f"Extraction: {len(CLASSES) * PER_CLASS} digits, blocks {LAYERS}, shifts by {STEP} px")
     stim = vitxr.datasets.digits(per_class=PER_CLASS)
     stim = stim.isel(image=stim["label"].isin(CLASSES).values)
     model = vitxr.load_model("digits")
@@ -83,6 +89,7 @@ def run_demo(folder: str | Path, progress: bool = True) -> Path:
         for key in ("tensors", "matrices", "ensembles", "ensembles_2d", "factors", "embeddings")
     }
     for layer in LAYERS:
+        say(f"Block {layer}: neuron tensor and matrix, nonnegative factors over ranks")
         tensor = ds.vit.neuron_tensor(layer=layer, feature_maps=FEATURE_MAPS).compute()
         matrix = ds.vit.neuron_matrix(layer=layer, feature_maps=FEATURE_MAPS).compute()
         tensor.vit.to_mat(folder / f"neuron_output_3D_layer{layer}.mat")
@@ -90,8 +97,7 @@ def run_demo(folder: str | Path, progress: bool = True) -> Path:
         options = {"replicates": REPLICATES, "random_state": SEED, "progress": progress}
         ensemble = tensor.vit.fit_ensemble(RANKS, **options)
         ensemble_2d = matrix.vit.fit_ensemble(RANKS_2D, **options)
-        best = int(ensemble["best_replicate"].sel(rank=RANK))
-        factors = ensemble[f"rank_{RANK}"].to_dataset().sel(replicate=best)
+        factors = ensemble.vit.best(RANK)
         vitxr.save(ensemble, folder / f"ensemble_layer{layer}.nc")
         vitxr.save(ensemble_2d, folder / f"ensemble_2d_layer{layer}.nc")
         vitxr.save(factors, folder / f"factors_layer{layer}.nc")
@@ -104,4 +110,5 @@ def run_demo(folder: str | Path, progress: bool = True) -> Path:
             "embeddings": factors.vit.embed(),
         }.items():
             results[key][layer] = value
+    say("Report: drawing the pictures")
     return write_report(folder, {"stimuli": stim, "activations": ds, "detail": detail, **results})

@@ -36,7 +36,15 @@ NEURON = ("feature_map", "patch_row", "patch_col")
 SHIFT = ("shift_y", "shift_x")
 
 #: Attributes that say where numbers come from: tensors, factors and embeddings keep them.
-PROVENANCE = ("model", "model_revision", "model_fingerprint", "preprocess", "layer")
+PROVENANCE = (
+    "model",
+    "model_revision",
+    "model_fingerprint",
+    "preprocess",
+    "layer",
+    "ranking",
+    "drop_edge",
+)
 
 #: Every dimension and what its index means.
 DIMS: dict[str, str] = {
@@ -144,7 +152,7 @@ VARIABLES: dict[str, Variable] = {
     "edge_distance": _v(
         ("patch_row patch_col", "neuron"), "patch", "distance to the nearest border", "iu"
     ),
-    "activity": _v(_FRAME + "layer feature_map", "1", "mean over patches", "f"),
+    "activity": _v(_FRAME + "layer feature_map", "1", "mean activation over patches", "f"),
     # factors
     "neuron_factor": _factor("neuron"),
     "image_factor": _factor("image"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,7 +13,7 @@ import xarray as xr
 
 from vitxr.errors import ArgumentError, DataError, StoreError
 from vitxr.extract.ranking import rank_channels
-from vitxr.names import NEURON, SHIFT, VARIABLES, provenance, validate
+from vitxr.names import NEURON, SHIFT, VARIABLES, order, provenance, validate
 
 __all__ = ["activity", "neuron_matrix", "neuron_tensor", "read_mat", "to_mat"]
 
@@ -87,11 +88,13 @@ def neuron_tensor(
     Frozen({'neuron': 320, 'image': 10, 'shift': 4})
     """
     x = _layer(ds, layer, drop_edge)
+    # Selected first: what is not kept is then never read.
+    x = _select_maps(ds, x, feature_maps, ranking, drop_edge)
     if rectify:
         x = x.clip(min=0)
-    x = _select_maps(ds, x, feature_maps, ranking)
     if normalize:
-        top = abs(x).max(("patch_row", "patch_col"))
+        # skipna=False throughout: a value that is not a number must not go unseen.
+        top = abs(x).max(("patch_row", "patch_col"), skipna=False)
         # A map that is zero everywhere is divided by one: it stays zero.
         x = x / top.where(top != 0, 1)
     x = x.astype(ds["activation"].dtype).rename("activation")
@@ -101,7 +104,10 @@ def neuron_tensor(
         **VARIABLES["activation"].attrs,
         "long_name": " ".join(["activation,", *what]) if what else "activation",
         "layer": int(layer),
+        "drop_edge": int(drop_edge),
     }
+    if isinstance(feature_maps, int | np.integer):
+        x.attrs["ranking"] = ranking
     if not stack:
         return x.transpose("image", *SHIFT, *NEURON)
     return x.stack(neuron=NEURON, shift=SHIFT).transpose("neuron", "image", "shift")
@@ -140,7 +146,7 @@ def neuron_matrix(
     Frozen({'neuron': 128, 'image': 10})
     """
     x = neuron_tensor(ds, layer, feature_maps, ranking, rectify, normalize, False, drop_edge)
-    mean = x.mean(SHIFT, dtype=np.float64, keep_attrs=True).astype(x.dtype)
+    mean = x.mean(SHIFT, dtype=np.float64, skipna=False, keep_attrs=True).astype(x.dtype)
     mean.attrs["long_name"] += ", mean over shifts"
     return mean.stack(neuron=NEURON).transpose("neuron", "image") if stack else mean
 
@@ -172,25 +178,40 @@ def activity(ds: xr.Dataset, rectify: bool = True) -> xr.DataArray:
     >>> ds.vit.activity().sizes["layer"]
     6
     """
-    validate(ds, require=["activation"])
-    x = ds["activation"]
+    x = _activation(ds)
     x = x.clip(min=0) if rectify else x
-    mean = x.mean(("patch_row", "patch_col"), dtype=np.float64).astype(x.dtype).rename("activity")
-    mean.attrs = {**VARIABLES["activity"].attrs}
+    mean = x.mean(("patch_row", "patch_col"), dtype=np.float64, skipna=False)
+    mean = mean.astype(x.dtype).rename("activity")
+    mean.attrs = {**provenance(ds.attrs), **VARIABLES["activity"].attrs}
+    if rectify:
+        mean.attrs["long_name"] = "mean over patches of the rectified activation"
     return mean
+
+
+def _activation(ds: xr.Dataset) -> xr.DataArray:
+    """Take ``activation`` with all its dims: what was selected by a scalar comes back as one."""
+    if "activation" not in ds:
+        validate(ds, require=["activation"])
+    x = ds["activation"]
+    for dim in VARIABLES["activation"].dims[0]:
+        if dim not in x.dims and dim in x.coords:
+            x = x.expand_dims(dim)
+    x = x.transpose(*order(x.dims))
+    validate(xr.Dataset({"activation": x.variable}))
+    return x
 
 
 def _layer(ds: xr.Dataset, layer: int, drop_edge: int) -> xr.DataArray:
     """Select one layer, mark the patches' distance to the border, drop the edge."""
-    validate(ds, require=["activation"])
+    x = _activation(ds)
     if isinstance(layer, bool) or not isinstance(layer, int | np.integer):
         raise ArgumentError(f"layer={layer!r}: expected one block number.")
-    if layer not in ds.indexes["layer"]:
+    if layer not in x.indexes["layer"]:
         raise ArgumentError(
             f"layer={layer} is not in the Dataset, which holds "
-            f"{', '.join(map(str, ds.indexes['layer']))}. Extract it with layers=[{layer}]."
+            f"{', '.join(map(str, x.indexes['layer']))}. Extract it with layers=[{layer}]."
         )
-    x = ds["activation"].sel(layer=layer, drop=True)
+    x = x.sel(layer=layer).drop_vars("layer")
     rows, columns = x.sizes["patch_row"], x.sizes["patch_col"]
     limit = (min(rows, columns) - 1) // 2
     if (
@@ -212,7 +233,7 @@ def _layer(ds: xr.Dataset, layer: int, drop_edge: int) -> xr.DataArray:
 
 
 def _select_maps(
-    ds: xr.Dataset, x: xr.DataArray, feature_maps: FeatureMaps, ranking: Ranking
+    ds: xr.Dataset, x: xr.DataArray, feature_maps: FeatureMaps, ranking: Ranking, drop_edge: int
 ) -> xr.DataArray:
     """Keep the wanted feature maps, labelled by the model's channel numbers."""
     if "channel" in x.coords:
@@ -222,7 +243,7 @@ def _select_maps(
     if feature_maps is None:
         return x
     if isinstance(feature_maps, int | np.integer) and not isinstance(feature_maps, bool):
-        return x.isel(feature_map=_top(ds, x, int(feature_maps), ranking))
+        return x.isel(feature_map=_top(ds, x, int(feature_maps), ranking, drop_edge))
     try:
         wanted = np.asarray(feature_maps)
     except ValueError:
@@ -243,7 +264,9 @@ def _select_maps(
     return x.sel(feature_map=wanted)
 
 
-def _top(ds: xr.Dataset, x: xr.DataArray, count: int, ranking: Ranking) -> np.ndarray:
+def _top(
+    ds: xr.Dataset, x: xr.DataArray, count: int, ranking: Ranking, drop_edge: int
+) -> np.ndarray:
     if ranking not in get_args(Ranking):
         raise ArgumentError(f"ranking={ranking!r}: expected 'first_frame' or 'mean'.")
     have = x.sizes["feature_map"]
@@ -252,12 +275,15 @@ def _top(ds: xr.Dataset, x: xr.DataArray, count: int, ranking: Ranking) -> np.nd
             f"feature_maps={count}: the Dataset holds {have} feature maps of this layer; "
             f"expected 1 to {have}, a sequence of channel numbers, or None for all."
         )
-    if ranking == "mean" and ds.attrs.get("feature_map_selection") == "first_frame":
-        raise DataError(
-            "ranking='mean' needs all feature maps, and this Dataset keeps the "
-            f"{have} that ranked highest in the first frame. Extract with feature_maps=None, or "
-            "rank by 'first_frame'."
-        )
+    if ds.attrs.get("feature_map_selection") == "first_frame":
+        if ranking == "mean" or drop_edge:
+            what = "drop_edge" if drop_edge else f"ranking={ranking!r}"
+            raise DataError(
+                f"a count with {what} needs all feature maps, and this Dataset keeps the {have} "
+                "that ranked highest over the whole grid in the first frame. Extract with "
+                "feature_maps=None; or pass feature_maps=None here for all that were kept."
+            )
+        return np.arange(count)  # stored in the order of that ranking
     x = x.clip(min=0)
     frame = {"image": 0, "shift_y": 0, "shift_x": 0}
     over = ["patch_row", "patch_col"]
@@ -265,32 +291,32 @@ def _top(ds: xr.Dataset, x: xr.DataArray, count: int, ranking: Ranking) -> np.nd
         x = x.isel(frame)
     else:
         over += list(frame)
-    mean = x.mean(over, dtype=np.float64)
+    mean = x.mean(over, dtype=np.float64, skipna=False)
     return rank_channels(mean.values)[:count]
-
-
-_LABELS = ("label", "feature_map", "patch_row", "patch_col", "shift_y", "shift_x")
-_OFFSETS = ("offset_y", "offset_x")
 
 
 def to_mat(t: xr.DataArray, path: str | Path) -> Path:
     """Write a neuron tensor or matrix as a MATLAB file, as the original notebook does.
 
     The array is ``neuron_output_3D`` (neuron, image, frame) or ``neuron_output_2D``
-    (neuron, image). Beside it stand its labels, one entry an index: ``image``
-    and ``label`` (cell arrays of strings), ``feature_map``, ``patch_row``,
-    ``patch_col``, ``shift_y``, ``shift_x``, ``offset_y``, ``offset_x``, all counted
-    from 0 as in Python.
+    (neuron, image). Beside it stand all its coordinates, one entry an index, counted
+    from 0 as in Python: ``image`` and ``label`` (cell arrays of strings),
+    ``feature_map``, ``patch_row``, ``patch_col``, ``shift_y``, ``shift_x``, ``offset_y``,
+    ``offset_x`` and others; and ``attributes``, its attributes as JSON.
 
     Parameters
     ----------
     t
         Neuron tensor or matrix. It is computed and held in memory.
     path
-        File to write; a file of that name is replaced.
+        New file, ending in ``.mat``.
 
     Raises
     ------
+    ArgumentError
+        If the ending is another.
+    StoreError
+        If the file exists.
     DataError
         If ``t`` has other dims, or is too large for the format (2 GiB).
 
@@ -321,13 +347,18 @@ def to_mat(t: xr.DataArray, path: str | Path) -> Path:
             f"to_mat: the tensor holds {t.nbytes / 2**30:.1f} GiB; a MATLAB 5 file holds less than "
             "2 GiB in a variable. Select fewer feature maps or images, or use vitxr.save."
         )
-    content: dict[str, Any] = {name[t.dims]: t.values}
-    for key in ("image", *_LABELS, *_OFFSETS):
-        if key in t.coords and t[key].ndim == 1:
-            values = t[key].values
-            content[key] = values.astype(object) if values.dtype.kind not in "iufb" else values
+    path = Path(path)
+    if path.suffix != ".mat":
+        raise ArgumentError(f"path={str(path)!r}: expected a name ending in .mat.")
+    if path.exists():
+        raise StoreError(f"{str(path)!r} exists: choose another path, or delete it first.")
+    content: dict[str, Any] = {name[t.dims]: t.values, "attributes": json.dumps(t.attrs)}
+    for key, coord in t.coords.items():
+        if coord.ndim == 1 and key not in ("neuron", "shift"):
+            values = coord.values
+            content[str(key)] = values if values.dtype.kind in "iufb" else values.astype(object)
     savemat(path, content, do_compression=True)
-    return Path(path)
+    return path
 
 
 def read_mat(path: str | Path) -> xr.DataArray:
@@ -383,7 +414,11 @@ def read_mat(path: str | Path) -> xr.DataArray:
         if dim in dims and all(key in content for key in levels):
             index = pd.MultiIndex.from_arrays([column(k) for k in levels], names=list(levels))
             t = t.assign_coords(xr.Coordinates.from_pandas_multiindex(index, dim))
-    for key, dim in (("image", "image"), ("label", "image"), *((k, "shift") for k in _OFFSETS)):
-        if key in content and dim in dims:
-            t = t.assign_coords({key: (dim, column(key))})
+    for key in content:
+        known = VARIABLES[key].dims if key in VARIABLES else (("image",),) * (key == "image")
+        for dim in dims:
+            if (dim,) in known:
+                t = t.assign_coords({key: (dim, column(key))})
+    if "attributes" in content:
+        t.attrs = json.loads(str(content["attributes"].item()))
     return t

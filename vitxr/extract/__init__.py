@@ -97,8 +97,8 @@ def extract(
     Raises
     ------
     ArgumentError, DataError, ImageError, ModelError, StoreError
-        Before any work and before anything is written, if an argument, an image,
-        the model or the store does not fit.
+        Before any work and before anything is written, if an argument, the model or the
+        store does not fit; later, if an image file has changed since it was opened.
 
     References
     ----------
@@ -119,6 +119,7 @@ def extract(
     from vitxr.extract import run
     from vitxr.extract.plan import make_plan
 
+    run.check(store, client, model)
     plan = make_plan(
         stim,
         model,
@@ -132,6 +133,5 @@ def extract(
         batch_size=batch_size,
     )
     if store is None:
-        run.check_lazy(client)
         return run.lazy(plan)
     return run.into_store(plan, store, resume=resume, client=client, progress=progress)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,16 @@ from vitxr._version import __version__
 from vitxr.errors import ArgumentError, DataError
 from vitxr.extract.ranking import rank_channels
 from vitxr.models.backbone import Backbone
+from vitxr.models.load import Reference
 from vitxr.names import VARIABLES, validate
+from vitxr.stimuli.images import altered
 from vitxr.stimuli.shifts import ShiftGrid, no_shifts
 
 __all__ = ["Plan", "Unit", "make_plan"]
 
 CAPTURED = ("activation", "prefix", "embedding", "attention", "logits")
+#: What a task needs to know of its image.
+_OF_IMAGE = ("image", "label", "source", "height", "width", "sha256")
 _PRECISION = ("float32", "bfloat16")
 _STORAGE = ("float32", "float16")
 #: Bytes of one layer of one unit: shards are about this large.
@@ -44,13 +49,50 @@ class Unit:
 
 
 @dataclass(frozen=True)
+class Task:
+    """A unit with all it needs and nothing else: what is sent to a worker.
+
+    Attributes
+    ----------
+    model
+        The model, or how to load it.
+    stim
+        The one image.
+    offsets
+        (frame, 2) vertical and horizontal offsets, row by row.
+    columns
+        Frames in a row.
+    row
+        Lattice row of the first frame, for messages.
+    layers, variables, channels, preprocess, dtype, batch
+        As in the plan.
+    """
+
+    model: Reference
+    stim: xr.Dataset
+    offsets: np.ndarray
+    columns: int
+    row: int
+    layers: tuple[int, ...]
+    variables: tuple[str, ...]
+    channels: np.ndarray | None
+    preprocess: str
+    dtype: str
+    batch: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """An extraction, ready to run.
 
     Attributes
     ----------
-    stim, model
-        What was given; ``model`` in the precision asked for.
+    stim, altered
+        The images, and for each the SHA-256 of its pixels if they were altered.
+    model
+        The model, in the precision asked for.
+    weights
+        Its fingerprint as it was given.
     layers
         Blocks, ascending.
     variables
@@ -72,7 +114,9 @@ class Plan:
     """
 
     stim: xr.Dataset
+    altered: list[str | None]
     model: Backbone
+    weights: str
     layers: tuple[int, ...]
     variables: tuple[str, ...]
     channels: np.ndarray | None
@@ -119,6 +163,39 @@ class Plan:
         )
         return np.stack([dy.ravel(), dx.ravel()], axis=1)
 
+    @cached_property
+    def reference(self) -> Reference:
+        """The model, for tasks."""
+        return Reference(self.model, self.weights)
+
+    def task(self, unit: Unit) -> Task:
+        """Make the task of one unit."""
+        return Task(
+            model=self.reference,
+            stim=self._alone(unit.image),
+            offsets=self.offsets(unit),
+            columns=self.coords.sizes["shift_x"],
+            row=unit.rows.start,
+            layers=self.layers,
+            variables=self.variables,
+            channels=self.channels,
+            preprocess=self.preprocess,
+            dtype=self.dtype,
+            batch=self.batch,
+        )
+
+    def _alone(self, image: int) -> xr.Dataset:
+        """One image of the stimuli, without the others' Dask graph."""
+        import dask
+
+        one = self.stim.isel(image=[image])
+        one = one.drop_vars([v for v in one.coords if v not in _OF_IMAGE], errors="ignore")
+        if not dask.is_dask_collection(one.get("pixels")):
+            return one
+        if self.altered[image] is None:
+            return one.drop_vars("pixels")  # the worker reads the file itself
+        return dask.optimize(one)[0]
+
     def fingerprint(self) -> dict[str, Any]:
         """Everything that decides the numbers, for the record and for resuming."""
         return {
@@ -127,6 +204,7 @@ class Plan:
             "layers": list(self.layers),
             "channels": None if self.channels is None else self.channels.tolist(),
             "images": self.stim["sha256"].values.astype(str).tolist(),
+            "altered_pixels": self.altered,
             "image_names": self.stim["image"].values.astype(str).tolist(),
             "image_size": self.stim.attrs.get("size"),
             "rows_per_unit": self.rows,
@@ -211,8 +289,11 @@ def make_plan(
             "share its dimension feature_map: extract them in a call of their own."
         )
     fixed = _channels(feature_maps, model.channels)
+    batch = _batch(batch_size, model)
     attrs = _provenance(model, shifts, preprocess, precision, storage_dtype)
+    weights = attrs["model_fingerprint"]
     model = model.cast(precision)
+    changed = altered(stim)
     if isinstance(feature_maps, int | np.integer):
         channels: np.ndarray | None = _first_frame_channels(
             stim, model, blocks, lattice, preprocess, int(feature_maps)
@@ -228,13 +309,15 @@ def make_plan(
     coords = _coords(stim, model, blocks, names, lattice, maps)
     plan = Plan(
         stim=stim,
+        altered=changed,
         model=model,
+        weights=weights,
         layers=blocks,
         variables=names,
         channels=channels,
         preprocess=preprocess,
         dtype=storage_dtype,
-        batch=_batch(batch_size, model),
+        batch=batch,
         coords=coords,
         attrs=attrs,
         rows=1,
@@ -244,7 +327,7 @@ def make_plan(
     )
     per_row = coords.sizes["shift_x"] * heaviest * np.dtype(storage_dtype).itemsize
     rows = max(1, min(_SHARD_BYTES // per_row, coords.sizes["shift_y"]))
-    return Plan(**{**plan.__dict__, "rows": int(rows)})
+    return replace(plan, rows=int(rows))
 
 
 def _check_stimuli(stim: xr.Dataset) -> None:
@@ -253,7 +336,7 @@ def _check_stimuli(stim: xr.Dataset) -> None:
             f"stim is a {type(stim).__name__} without the dimension `image`; expected the Dataset "
             "that vitxr.open_images makes."
         )
-    validate(stim, require=["sha256", "height", "width"])
+    validate(stim, require=["image", "source", "sha256", "height", "width"])
     if stim.sizes["image"] == 0:
         raise DataError("stim holds no images: nothing to extract. Widen the selection.")
     index = stim.indexes["image"]
@@ -265,12 +348,20 @@ def _check_stimuli(stim: xr.Dataset) -> None:
         )
 
 
+def _plain_array(value: Any) -> np.ndarray:
+    """Make an array; of what is ragged, an empty one, which is refused."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        return np.empty(0)
+
+
 def _layers(layers: Any, depth: int) -> tuple[int, ...]:
     if isinstance(layers, str):
         if layers != "all":
             raise ArgumentError(f"layers={layers!r}: expected block numbers or 'all'.")
         return tuple(range(depth))
-    listed = np.atleast_1d(np.asarray(layers))
+    listed = np.atleast_1d(_plain_array(layers))
     if listed.ndim != 1 or listed.size == 0 or listed.dtype.kind not in "iu":
         raise ArgumentError(
             f"layers={layers!r}: expected one block number, a sequence of them, or 'all'."
@@ -288,11 +379,9 @@ def _layers(layers: Any, depth: int) -> tuple[int, ...]:
 def _variables(variables: Sequence[str], model: Backbone) -> tuple[str, ...]:
     if isinstance(variables, str):
         variables = [variables]
-    unknown = [v for v in variables if v not in CAPTURED]
-    if unknown or not variables:
-        raise ArgumentError(
-            f"variables={list(variables)!r}: expected some of {', '.join(CAPTURED)}."
-        )
+    names = list(variables) if isinstance(variables, list | tuple | set) else []
+    if not names or not set(names) <= set(CAPTURED):
+        raise ArgumentError(f"variables={variables!r}: expected some of {', '.join(CAPTURED)}.")
     if "logits" in variables and not model.classes:
         raise ArgumentError(
             f"variables: the model {model.name!r} has no classification head, so no `logits`. "
@@ -307,9 +396,13 @@ def _variables(variables: Sequence[str], model: Backbone) -> tuple[str, ...]:
 
 def _check_preprocess(stim: xr.Dataset, model: Backbone, preprocess: str) -> None:
     if preprocess == "model":
-        if model.processor is None:
-            # One small image through the same call: it raises with the remedy.
-            model.preprocess(np.zeros((8, 8, 3), np.uint8))
+        # Blank images of each size through the same call: it raises with the remedy.
+        for height, width in sorted(
+            set(zip(stim["height"].values, stim["width"].values, strict=True))
+        ):
+            model.preprocess(np.zeros((height, width, 3), np.uint8))
+            if model.fixed_size:
+                break
         return
     height, width = model.input_size
     wrong = np.flatnonzero((stim["height"].values != height) | (stim["width"].values != width))
@@ -336,7 +429,7 @@ def _channels(feature_maps: Any, have: int) -> np.ndarray | None:
                 f"{have}, a sequence of channel numbers, or None for all."
             )
         return None
-    fixed = np.asarray(feature_maps)
+    fixed = _plain_array(feature_maps)
     if fixed.ndim != 1 or fixed.size == 0 or fixed.dtype.kind not in "iu":
         raise ArgumentError(
             f"feature_maps={feature_maps!r}: expected a count, a sequence of channel numbers, or "
@@ -375,9 +468,13 @@ def _batch(batch_size: int | str, model: Backbone) -> int:
         budget = 2_500_000 if model.device.type == "cpu" else 40_000_000
         tokens = len(model.prefix) + math.prod(model.grid)
         return int(np.clip(budget // (tokens * model.channels), 1, 256))
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    if (
+        isinstance(batch_size, bool)
+        or not isinstance(batch_size, int | np.integer)
+        or batch_size < 1
+    ):
         raise ArgumentError(f"batch_size={batch_size!r}: expected a number of frames or 'auto'.")
-    return batch_size
+    return int(batch_size)
 
 
 def _provenance(
@@ -394,6 +491,7 @@ def _provenance(
         "model": model.name,
         "model_revision": model.revision,
         "model_fingerprint": model.fingerprint,
+        "model_hooks": model.hooks(),
         "preprocess": preprocess,
         "preprocess_settings": json.dumps(settings, sort_keys=True, default=str),
         "precision": precision,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,31 @@ import numpy as np
 import xarray as xr
 
 from vitxr.errors import ArgumentError, StoreError
-from vitxr.extract.plan import Plan, Unit
+from vitxr.extract.plan import Plan, Task, Unit
 from vitxr.extract.units import compute, prepare
 from vitxr.names import VARIABLES
 from vitxr.store import ledger
 from vitxr.store.files import open_store
 
-__all__ = ["check_lazy", "into_store", "lazy"]
+__all__ = ["check", "into_store", "lazy"]
 
 #: Finished units that may wait for the disk.
 _QUEUE = 2
 
 
-def check_lazy(client: Any) -> None:
-    """Refuse a client where nothing is run."""
-    if client is not None:
+def check(store: str | Path | None, client: Any, model: Any) -> None:
+    """Refuse what cannot be run, before anything is planned."""
+    if store is None and client is not None:
         raise ArgumentError(
             "client= runs an extraction into a store, and store is None. Name a store; or leave "
             "client out: the lazy result is computed by whatever Dask scheduler is active."
+        )
+    if store is not None and Path(store).suffix != ".zarr":
+        raise ArgumentError(f"store={str(store)!r}: expected a folder name ending in .zarr.")
+    if client is not None and (getattr(model, "spec", None) is None or model.hooks()):
+        raise ArgumentError(
+            "client= needs a model that each worker can load by itself, and this one was made from "
+            "a module in memory, or has hooks. Save it, and load it with vitxr.load_model(folder)."
         )
 
 
@@ -43,10 +49,8 @@ def lazy(plan: Plan) -> xr.Dataset:
     token = tokenize(plan.fingerprint())
     bands = len(plan.units) // plan.stim.sizes["image"]
     pieces = [
-        dask.delayed(_block)(
-            replace(plan, stim=_alone(plan.stim, unit.image)),
-            replace(unit, image=0),
-            dask_key_name=f"vitxr-unit-{token}-{unit.index}",
+        dask.delayed(compute, pure=True, traverse=False)(
+            plan.task(unit), dask_key_name=f"vitxr-unit-{token}-{unit.index}"
         )
         for unit in plan.units
     ]
@@ -69,27 +73,11 @@ def lazy(plan: Plan) -> xr.Dataset:
     return ds
 
 
-def _alone(stim: xr.Dataset, image: int) -> xr.Dataset:
-    """One image of the stimuli, so that a task carries no other."""
-    return stim.isel(image=[image])
-
-
-def _block(plan: Plan, unit: Unit) -> dict[str, np.ndarray]:
-    return compute(plan, unit)
-
-
 def into_store(
     plan: Plan, store: str | Path, resume: bool, client: Any, progress: bool
 ) -> xr.Dataset:
     """Compute what the store does not hold yet, finish it, and open it."""
     path = Path(store)
-    if path.suffix != ".zarr":
-        raise ArgumentError(f"store={str(store)!r}: expected a folder name ending in .zarr.")
-    if client is not None and plan.model.spec is None:
-        raise ArgumentError(
-            "client= needs a model that each worker can load by itself, and this one was made "
-            "from a module in memory. Save it, and load it with vitxr.load_model(folder)."
-        )
     fingerprint = plan.fingerprint()
     book = ledger.find(path, fingerprint, resume)
     if book is None:
@@ -131,7 +119,7 @@ def _here(plan: Plan, book: ledger.Ledger, todo: list[Unit]) -> Iterator[Unit]:
                 if unit.image != image:
                     image = unit.image
                     pixels = prepare(plan.stim, image, plan.model, plan.preprocess)
-                arrays = compute(plan, unit, pixels)
+                arrays = compute(plan.task(unit), pixels)
                 while len(waiting) >= _QUEUE:
                     yield _written(waiting)
                 future = writer.submit(book.write, unit.index, unit.region, arrays)
@@ -165,7 +153,7 @@ def _on_client(plan: Plan, path: Path, todo: list[Unit], client: Any) -> Iterato
     futures = {
         client.submit(
             _compute_and_write,
-            replace(plan, stim=_alone(plan.stim, unit.image)),
+            plan.task(unit),
             unit,
             path,
             pure=False,
@@ -180,6 +168,6 @@ def _on_client(plan: Plan, path: Path, todo: list[Unit], client: Any) -> Iterato
         client.cancel([f for f in futures if not f.done()])
 
 
-def _compute_and_write(plan: Plan, unit: Unit, path: Path) -> None:
-    arrays = compute(plan, replace(unit, image=0))
+def _compute_and_write(task: Task, unit: Unit, path: Path) -> None:
+    arrays = compute(task)
     ledger.Ledger(path).write(unit.index, unit.region, arrays)

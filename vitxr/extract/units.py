@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from vitxr.extract.plan import Plan, Unit
+from vitxr.extract.plan import Task
 from vitxr.models.backbone import Backbone
+from vitxr.names import VARIABLES
 from vitxr.stimuli import read_image
 
 __all__ = ["compute", "forward", "prepare"]
@@ -58,39 +59,47 @@ def forward(
     return {name: np.concatenate([part[name] for part in parts]) for name in variables}
 
 
-def compute(plan: Plan, unit: Unit, image: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Compute one unit: every variable, shaped as its region of the result."""
+def compute(task: Task, image: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Compute one unit: every variable, shaped as its region of the result.
+
+    ``image`` is the model's input, if it is at hand.
+    """
+    model = task.model.model()
     if image is None:
-        image = prepare(plan.stim, unit.image, plan.model, plan.preprocess)
+        image = prepare(task.stim, 0, model, task.preprocess)
     out = forward(
-        plan.model,
+        model,
         image,
-        plan.offsets(unit),
-        plan.layers,
-        plan.variables,
-        plan.channels,
-        plan.dtype,
-        plan.batch,
+        task.offsets,
+        task.layers,
+        task.variables,
+        task.channels,
+        task.dtype,
+        task.batch,
     )
-    columns = plan.coords.sizes["shift_x"]
-    shaped = {name: array.reshape(1, -1, columns, *array.shape[1:]) for name, array in out.items()}
-    _report_non_finite(plan, unit, shaped)
+    shaped = {
+        name: array.reshape(1, -1, task.columns, *array.shape[1:]) for name, array in out.items()
+    }
+    _report_non_finite(task, shaped)
     return shaped
 
 
-def _report_non_finite(plan: Plan, unit: Unit, arrays: dict[str, np.ndarray]) -> None:
+def _report_non_finite(task: Task, arrays: dict[str, np.ndarray]) -> None:
     for name, array in arrays.items():
         if np.isfinite(array).all():
             continue
         where = np.argwhere(~np.isfinite(array))[0]
-        labels = [f"image {plan.stim['image'].values[unit.image]!r}"]
-        labels.append(f"shift ({unit.rows.start + where[1]}, {where[2]})")
-        if plan.forms[name][0][3] == "layer":
-            labels.append(f"layer {plan.layers[where[3]]}")
-        reason = "overflow float16; use storage_dtype='float32'" * (plan.dtype == "float16")
+        labels = [f"image {str(task.stim['image'].values[0])!r}"]
+        labels.append(f"shift ({task.row + where[1]}, {where[2]})")
+        if VARIABLES[name].dims[0][3] == "layer":
+            labels.append(f"layer {task.layers[where[3]]}")
         warnings.warn(
             f"`{name}` has values that are not finite, first at {', '.join(labels)}"
-            + (f": it may {reason}." if reason else "."),
+            + (
+                ": it may overflow float16; use storage_dtype='float32'."
+                if task.dtype == "float16"
+                else "."
+            ),
             RuntimeWarning,
             stacklevel=2,
         )

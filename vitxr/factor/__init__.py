@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitxr.factor.checks import METHODS
-from vitxr.factor.ensemble import align, fit_ensemble, similarity
+from vitxr.factor.ensemble import align, best, fit_ensemble, similarity
 from vitxr.factor.methods import factorize
 
-__all__ = ["METHODS", "align", "factorize", "fit_ensemble", "similarity"]
+__all__ = ["METHODS", "align", "best", "factorize", "fit_ensemble", "similarity"]

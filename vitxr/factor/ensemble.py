@@ -15,7 +15,7 @@ from vitxr.factor import checks
 from vitxr.factor.methods import fit
 from vitxr.names import VARIABLES
 
-__all__ = ["align", "fit_ensemble", "similarity"]
+__all__ = ["align", "best", "fit_ensemble", "similarity"]
 
 Array = npt.NDArray[Any]
 
@@ -143,6 +143,48 @@ def fit_ensemble(
     root.attrs = {k: v for k, v in next(iter(children.values())).attrs.items() if k != "rank"}
     root.attrs["random_state"] = int(random_state)
     return xr.DataTree.from_dict({"/": root, **children})
+
+
+def best(ensemble: xr.DataTree, rank: int) -> xr.Dataset:
+    """Factors of the replicate of least objective.
+
+    Parameters
+    ----------
+    ensemble
+        Tree from :func:`fit_ensemble`.
+    rank
+        One of its ranks.
+
+    Returns
+    -------
+    xarray.Dataset
+        As :func:`vitxr.factor.factorize` gives it; ``replicate`` is a scalar coordinate.
+
+    Raises
+    ------
+    DataError
+        If the tree is no ensemble.
+    ArgumentError
+        If it has no such rank.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> t = xr.DataArray(rng.random((6, 4, 5)), dims=("neuron", "image", "shift"))
+    >>> tree = fit_ensemble(t, ranks=[1, 2], replicates=2, progress=False)
+    >>> best(tree, 2).neuron_factor.dims
+    ('neuron', 'component')
+    """
+    if "best_replicate" not in ensemble:
+        raise DataError(
+            "the tree has no `best_replicate`; expected an ensemble from fit_ensemble, at its root."
+        )
+    root = ensemble.to_dataset()
+    if rank not in root.indexes["rank"]:
+        have = ", ".join(map(str, root.indexes["rank"]))
+        raise ArgumentError(f"rank={rank!r} is not in the ensemble, which has {have}.")
+    replicate = int(root["best_replicate"].sel(rank=rank))
+    return ensemble.children[f"rank_{rank}"].to_dataset(inherit=False).sel(replicate=replicate)
 
 
 def align(f: xr.Dataset, reference: xr.Dataset) -> xr.Dataset:

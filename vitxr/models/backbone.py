@@ -12,7 +12,6 @@ import copy
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +32,7 @@ _PREFIX = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Backbone:
     """A Vision Transformer ready for extraction, made by :func:`vitxr.load_model`.
 
@@ -97,9 +96,9 @@ class Backbone:
         """The device the weights are on."""
         return next(self.module.parameters()).device
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 of the weights: names, dtypes, shapes and bytes, in name order."""
+        """SHA-256 of the weights as they are now: names, dtypes, shapes, bytes, in name order."""
         import torch
 
         digest = hashlib.sha256()
@@ -141,7 +140,10 @@ class Backbone:
                 "processor beside the model and load that folder, or pass preprocess='raw' "
                 "to hand pixel values 0..255 to the model as they are."
             )
-        out = self.processor(images=[image], return_tensors="np")["pixel_values"]
+        # Without the format, an image three pixels high would be taken for channels first.
+        out = self.processor(
+            images=[image], return_tensors="np", input_data_format="channels_last"
+        )["pixel_values"]
         array = np.ascontiguousarray(np.asarray(out)[0], dtype=np.float32)
         if array.shape[1:] != self.input_size:
             raise ModelError(
@@ -151,6 +153,13 @@ class Backbone:
                 "Correct the size in preprocessor_config.json."
             )
         return array
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether preprocessing gives images of one size, whatever theirs."""
+        size = getattr(self.processor, "size", None) or {}
+        cropped = getattr(self.processor, "do_center_crop", None)
+        return bool(cropped) or {"height", "width"} <= set(dict(size))
 
     def preprocessing(self) -> dict[str, Any]:
         """Return the image processor's settings, for the record."""
@@ -170,13 +179,52 @@ class Backbone:
             "transformers_version": transformers.__version__,
         }
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle as the call that loads it again, where it was loaded by name."""
-        if self.spec is None:
-            return _rebuild, (duplicate(self.module), self.name, self.revision, self.processor)
-        from vitxr.models.load import load_cached
+    def hooks(self) -> list[str]:
+        """Name the forward hooks that the user has put on the module."""
+        return [
+            f"{name or type(child).__name__}: {getattr(hook, '__qualname__', repr(hook))}"
+            for name, child in self.module.named_modules()
+            for hook in (*child._forward_hooks.values(), *child._forward_pre_hooks.values())
+            if not _is_recorder(hook)
+        ]
 
-        return load_cached, self.spec
+    def summary(self) -> dict[str, str]:
+        """Describe the model in a few lines."""
+        rows, columns = self.grid
+        return {
+            "model": self.name,
+            "revision": self.revision or "-",
+            "architecture": type(self.module).__name__,
+            "blocks": f"{len(self.blocks)} (layers 0 to {len(self.blocks) - 1})",
+            "channels": f"{self.channels}",
+            "heads": f"{self.heads}",
+            "prefix tokens": ", ".join(self.prefix) or "none",
+            "input": f"{self.input_size[0]} x {self.input_size[1]} px",
+            "patch": f"{self.patch[0]} x {self.patch[1]} px, grid {rows} x {columns}",
+            "classes": f"{len(self.classes) or 'none'}",
+            "parameters": f"{sum(p.numel() for p in self.module.parameters()):,}",
+            "device": f"{self.device}",
+        }
+
+    def __repr__(self) -> str:
+        lines = (f"{key:>16}  {value}" for key, value in self.summary().items())
+        return "<vitxr Backbone>\n" + "\n".join(lines)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the module as it is now; its parts are found again."""
+        return _rebuild, (
+            duplicate(self.module),
+            {name: getattr(self, name) for name in ("name", "revision", "processor", "spec")},
+        )
+
+
+def _rebuild(module: torch.nn.Module, known: dict[str, Any]) -> Backbone:
+    return from_module(module, **known)
+
+
+def _is_recorder(hook: Any) -> bool:
+    """Whether a hook is one that transformers installs to record outputs."""
+    return getattr(hook, "__module__", "") == "transformers.utils.output_capturing"
 
 
 def duplicate(module: torch.nn.Module) -> torch.nn.Module:
@@ -188,7 +236,7 @@ def duplicate(module: torch.nn.Module) -> torch.nn.Module:
     with contextlib.ExitStack() as undo:
         for child in module.modules():
             for key, hook in list(child._forward_hooks.items()):
-                if getattr(hook, "__module__", "") == "transformers.utils.output_capturing":
+                if _is_recorder(hook):
                     undo.callback(child._forward_hooks.__setitem__, key, hook)
                     del child._forward_hooks[key]
         twin = copy.deepcopy(module)
@@ -198,20 +246,18 @@ def duplicate(module: torch.nn.Module) -> torch.nn.Module:
     return twin
 
 
-def _rebuild(module: torch.nn.Module, name: str, revision: str, processor: Any) -> Backbone:
-    return from_module(module, name=name, revision=revision, processor=processor)
-
-
 def from_module(module: torch.nn.Module, **known: Any) -> Backbone:
     """Make a Backbone of a transformers vision model; ``known`` are its other attributes."""
     return Backbone(module=module, **known, **_structure(module))
 
 
 def _pair(value: Any) -> tuple[int, int]:
-    if isinstance(value, Iterable):
-        height, width = value
-        return int(height), int(width)
-    return int(value), int(value)
+    both = tuple(value) if isinstance(value, Iterable) else (value, value)
+    if len(both) != 2 or not all(isinstance(n, int) for n in both):
+        raise ModelError(
+            f"the config has the size {value!r}; expected a number or (height, width)."
+        )
+    return both
 
 
 def _structure(module: Any) -> dict[str, Any]:
@@ -233,6 +279,11 @@ def _structure(module: Any) -> dict[str, Any]:
     blocks, embeddings = _blocks(base, config.num_hidden_layers), getattr(base, "embeddings", None)
     if embeddings is None:
         raise ModelError(f"{title} has no `embeddings` module, where patches become tokens.")
+    if hasattr(embeddings, "random_masking"):
+        raise ModelError(
+            f"{title} drops and shuffles patches at random, so that its tokens have no place on "
+            "the patch grid. Use the encoder's weights in a model that does not."
+        )
     has_head = title.endswith("ForImageClassification") and config.num_labels > 0
     return {
         "blocks": blocks,

@@ -21,7 +21,7 @@ from vitxr.models.backbone import Backbone, duplicate, from_module
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["load_model"]
+__all__ = ["Reference", "load_model"]
 
 BUNDLED = ("digits",)
 _FILES = ("*config.json", "model*.safetensors", "model.safetensors.index.json")
@@ -81,19 +81,60 @@ def load_model(
     target = _device(device)
     folder, commit = _locate(name, revision)
     module, processor = _load_folder(folder, name)
+    where = name if commit or name in BUNDLED else str(folder.resolve())
     return from_module(
         module.to(target),
         name=name,
         revision=commit,
         processor=processor,
-        spec=(name, commit or revision, device, "float32"),
+        spec=(where, commit or None, device, "float32"),
     )
 
 
+class Reference:
+    """A model for tasks: itself in this process, the way to load it in any other.
+
+    Parameters
+    ----------
+    model
+        The model.
+    fingerprint
+        Of the weights it had, in float32 if it was loaded by name. A worker that loads
+        other weights raises.
+    """
+
+    def __init__(self, model: Backbone, fingerprint: str):
+        self._model: Backbone | None = model
+        self._load = None if model.spec is None or model.hooks() else (*model.spec, fingerprint)
+
+    @property
+    def by_name(self) -> bool:
+        """Whether another process loads it by name; else it is sent whole."""
+        return self._load is not None
+
+    def model(self) -> Backbone:
+        """Return the model, loading it once a process where it is not."""
+        if self._model is None:
+            assert self._load is not None
+            return _load_once(*self._load)
+        return self._model
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_model": None if self.by_name else self._model, "_load": self._load}
+
+
 @functools.lru_cache(maxsize=2)
-def load_cached(name: str, revision: str | None, device: str, precision: str) -> Backbone:
-    """Load a model once a process; what a pickled Backbone becomes in a worker."""
-    return load_model(name, revision, device).cast(precision)
+def _load_once(
+    name: str, revision: str | None, device: str, precision: str, fingerprint: str
+) -> Backbone:
+    model = load_model(name, revision, device)
+    if model.fingerprint != fingerprint:
+        raise ModelError(
+            f"model {name!r} loaded by a worker has other weights ({model.fingerprint[:12]}) than "
+            f"the run was planned with ({fingerprint[:12]}): it was changed in memory or on disk. "
+            "Save the model you mean in a new folder and load that."
+        )
+    return model.cast(precision)
 
 
 def _device(device: str) -> torch.device:
@@ -125,6 +166,11 @@ def _from_memory(module: Any, device: str) -> Backbone:
 def _locate(name: str, revision: str | None) -> tuple[Path, str]:
     """Turn a name into a local folder and, for hub models, the commit."""
     path = Path(name).expanduser()
+    if revision is not None and (name in BUNDLED or path.is_dir()):
+        raise ModelError(
+            f"revision={revision!r} goes with models of the hub, and {name!r} is "
+            f"{'bundled' if name in BUNDLED else 'a folder'}. Leave it out."
+        )
     if name in BUNDLED:
         return Path(str(importlib.resources.files("vitxr") / "models" / name)), ""
     if path.is_dir():

@@ -19,7 +19,7 @@ __all__ = ["RESULTS", "write_report"]
 
 #: What a report is made from; every key may be absent.
 RESULTS: dict[str, str] = {
-    "stimuli": "Dataset with `pixels`",
+    "stimuli": "Dataset of images, with `pixels` or files",
     "activations": "extraction Dataset over shifts, with `activation` and perhaps `logits`",
     "detail": "extraction Dataset without shifts, perhaps with `attention`, `embedding`, `logits`",
     "tensors": "{layer: neuron tensor}",
@@ -36,6 +36,7 @@ def write_report(
     results: Mapping[str, Any],
     title: str = "Neurons of a Vision Transformer under circular shifts",
     command: str | None = None,
+    progress: bool = True,
 ) -> Path:
     """Write ``report.html``, one self-contained page, and its figures, into a folder.
 
@@ -53,6 +54,8 @@ def write_report(
         Title of the page.
     command
         How to repeat the run; by default the command line of this process.
+    progress
+        Show a bar while the pictures are drawn.
 
     Returns
     -------
@@ -86,8 +89,8 @@ def write_report(
         section(page, results)
     page.lead = _lead(results)
     add_command(page, command)
-    folder = Path(folder)
-    return page.write(folder)
+    page.draw(progress)
+    return page.write(Path(folder))
 
 
 def _lead(results: Mapping[str, Any]) -> str:

@@ -11,8 +11,8 @@ import xarray as xr
 
 from vitxr import plot
 from vitxr.plot._select import labels_of
-from vitxr.report.page import Page
-from vitxr.report.words import count, draw, missing, percent
+from vitxr.report.page import Page, Picture
+from vitxr.report.words import count, missing, percent
 
 __all__ = ["embeddings", "factors", "fits", "tensors"]
 
@@ -54,7 +54,7 @@ def tensors(page: Page, results: Mapping[str, Any]) -> None:
         level = _activity(t)
         spread = float((level.std(-1) / np.maximum(level.mean(-1), 1e-12)).mean())
         page.show(
-            draw(
+            Picture(
                 f"activity_block_{layer}",
                 plot.activity(t),
                 f"Mean activity of each feature map of block {layer} over the shift lattice.",
@@ -65,7 +65,7 @@ def tensors(page: Page, results: Mapping[str, Any]) -> None:
             )
         )
         page.show(
-            draw(
+            Picture(
                 f"filmstrip_block_{layer}",
                 plot.filmstrip(t, first, every=max(1, -(-int(np.sqrt(t.sizes["shift"])) // 14))),
                 f"Responses of feature map {first} of block {layer} on the patch grid, by shift.",
@@ -75,16 +75,38 @@ def tensors(page: Page, results: Mapping[str, Any]) -> None:
         )
     for layer, matrix in matrices.items():
         page.part(f"Block {layer}: matrix")
+        shown, title, row = _few_rows(matrix)
         page.show(
-            draw(
+            Picture(
                 f"neuron_matrix_block_{layer}",
-                plot.neuron_matrix(matrix),
-                f"Mean responses of block {layer}, a row an image and a column a feature map.",
+                plot.neuron_matrix(shown, title=title),
+                f"Mean responses of block {layer}, a row {row} and a column a feature map.",
                 f"The mean over shifts, {matrix.sizes['neuron']} neurons by "
                 f"{count(matrix.sizes['image'], 'image')}, each neuron at its place on the patch "
-                f"grid; the largest is {float(matrix.max()):.2f}.",
+                f"grid, a row {row}; the largest of the matrix is {float(matrix.max()):.2f}.",
             )
         )
+
+
+def _few_rows(matrix: xr.DataArray, most: int = 8) -> tuple[xr.DataArray, str, str]:
+    """Rows that can be told apart: of many images the mean of each class, else the first ones."""
+    n = matrix.sizes["image"]
+    labels = np.asarray(labels_of(matrix), dtype=object)
+    classes = [c for c in pd.unique(labels) if c]
+    title = "Neuron matrix: mean response over shifts"
+    if n <= most:
+        return matrix, title, "an image"
+    if len(classes) in (0, n):
+        return matrix.isel(image=slice(most)), f"{title} ({most} of {n} images)", "an image"
+    # a Variable keeps the neurons' multi-index out of the arithmetic
+    means = [matrix.isel(image=labels == c).variable.mean("image") for c in classes[:12]]
+    coords = {k: v for k, v in matrix.coords.items() if "image" not in v.dims}
+    shown = xr.DataArray(
+        xr.Variable.concat(means, "image"), coords={**coords, "image": classes[:12]}
+    )
+    whole = f" ({len(means)} of {len(classes)} classes)" if len(means) < len(classes) else ""
+    title = f"Neuron matrix: mean response over shifts and images of a class{whole}"
+    return shown, title, "a class (the mean of its images)"
 
 
 def _activity(t: xr.DataArray) -> np.ndarray:
@@ -123,7 +145,7 @@ def fits(page: Page, results: Mapping[str, Any]) -> None:
             said += f"{ranks[low]}"
             said += f" and {least[high]:.3f} at rank {ranks[high]}." if len(ranks) > 1 else "."
             pictures = [
-                draw(
+                Picture(
                     f"objective{ending}_block_{layer}",
                     plot.objective_by_rank(tree),
                     f"Relative residual against rank for the {kind} of block {layer}.",
@@ -134,7 +156,7 @@ def fits(page: Page, results: Mapping[str, Any]) -> None:
                 mean = _mean_similarity(tree)
                 best = int(np.nanargmax(mean))
                 pictures.append(
-                    draw(
+                    Picture(
                         f"similarity{ending}_block_{layer}",
                         plot.similarity_by_rank(tree),
                         f"Similarity of replicates against rank for the {kind} of block {layer}.",
@@ -190,7 +212,7 @@ def factors(page: Page, results: Mapping[str, Any]) -> None:
                 f"{percent(float(spread.max()))} (standard deviation over mean)."
             )
         page.show(
-            draw(
+            Picture(
                 f"factors_block_{layer}",
                 plot.factors(f),
                 f"Factors of block {layer}: neurons, images and shifts by component.",
@@ -217,7 +239,7 @@ def embeddings(page: Page, results: Mapping[str, Any]) -> None:
         page.part(f"By {words}")
         page.show(
             *(
-                draw(
+                Picture(
                     f"embedding_{color}_block_{layer}",
                     plot.embedding(e, color, title=f"Block {layer}, by {words}"),
                     f"Neurons of block {layer} on two axes of their embedding, by {words}.",
@@ -232,7 +254,7 @@ def embeddings(page: Page, results: Mapping[str, Any]) -> None:
         page.part("Explained variance")
         page.show(
             *(
-                draw(
+                Picture(
                     f"explained_variance_block_{layer}",
                     plot.explained_variance(e, title=f"Block {layer}"),
                     f"Share of the variance along each axis of the embedding of block {layer}.",

@@ -1,7 +1,7 @@
 """The self-contained page: headings, sentences, pictures and tables as one HTML file.
 
-Knows nothing of what is reported. Pictures are embedded as data URIs; the page
-has no script and refers to nothing outside itself.
+Knows nothing of what is reported. Pictures are drawn when all are known, and
+embedded as data URIs; the page has no script and refers to nothing outside itself.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from vitxr import plot
 
 __all__ = ["Page", "Picture"]
 
@@ -58,14 +60,20 @@ footer { padding-top: 1rem; padding-bottom: 3rem; color: var(--soft); font-size:
 _SIZE = 0.62
 
 
-@dataclass(frozen=True)
+@dataclass
 class Picture:
-    """A drawn picture: file name without ending, what it shows, and its bytes by format."""
+    """File name without ending, what to draw, what it shows, and its bytes once drawn."""
 
     name: str
+    element: Any
     alt: str
     caption: str
-    files: dict[str, bytes]
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    def draw(self) -> None:
+        """Draw as PNG and PDF, and let go of the element."""
+        self.files = plot.render(self.element, ("png", "pdf"), dpi=200)
+        self.element = None
 
     def html(self) -> str:
         """A figure with the PNG inside, as large as the window allows."""
@@ -86,8 +94,7 @@ class Page:
 
     title: str
     lead: str = ""
-    sections: list[tuple[str, list[str]]] = field(default_factory=list)
-    pictures: list[Picture] = field(default_factory=list)
+    sections: list[tuple[str, list[str | tuple[Picture, ...]]]] = field(default_factory=list)
 
     @staticmethod
     def text(value: Any) -> str:
@@ -112,9 +119,20 @@ class Page:
 
     def show(self, *pictures: Picture) -> None:
         """Add pictures, side by side where the window is wide enough."""
-        self.pictures.extend(pictures)
-        html = "\n".join(picture.html() for picture in pictures)
-        self.add(html if len(pictures) == 1 else f'<div class="row">{html}</div>')
+        self.sections[-1][1].append(pictures)
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """Every picture, in order."""
+        blocks = (block for _, section in self.sections for block in section)
+        return [picture for block in blocks if not isinstance(block, str) for picture in block]
+
+    def draw(self, progress: bool = True) -> None:
+        """Draw every picture."""
+        from tqdm.auto import tqdm
+
+        for picture in tqdm(self.pictures, desc="report", unit="picture", disable=not progress):
+            picture.draw()
 
     def table(self, rows: Iterable[tuple[str, ...]], head: tuple[str, ...] = ()) -> None:
         """Add a table whose first column names the row."""
@@ -137,7 +155,7 @@ class Page:
         )
         body = "\n".join(
             f'<section aria-labelledby="{a}"><h2 id="{a}">{self.text(h)}</h2>\n'
-            + "\n".join(blocks)
+            + "\n".join(map(_block, blocks))
             + "</section>"
             for a, (h, blocks) in zip(anchors, self.sections, strict=True)
         )
@@ -165,3 +183,10 @@ class Page:
         part.write_text(self.html(), encoding="utf-8")
         part.replace(path)
         return path
+
+
+def _block(block: str | tuple[Picture, ...]) -> str:
+    if isinstance(block, str):
+        return block
+    html = "\n".join(picture.html() for picture in block)
+    return html if len(block) == 1 else f'<div class="row">{html}</div>'

@@ -11,8 +11,9 @@ import xarray as xr
 
 from vitxr import plot
 from vitxr.plot._select import frame, labels_of, prefix_and_grid
-from vitxr.report.page import Page
-from vitxr.report.words import count, draw, missing, percent
+from vitxr.plot.images import one_image
+from vitxr.report.page import Page, Picture
+from vitxr.report.words import count, missing, ordinal, percent
 
 __all__ = ["attention", "feature_maps", "predictions", "stimuli"]
 
@@ -32,64 +33,70 @@ def stimuli(page: Page, results: Mapping[str, Any]) -> None:
         each = sorted({int(counts[c]) for c in classes})
         per = str(each[0]) if len(each) == 1 else f"{each[0]} to {each[-1]}"
         text += f" of {count(len(classes), 'class', 'classes')}, {per} each"
-    if "pixels" not in stim:
-        page.say(f"{text}, in files of different sizes; they are not drawn here.")
-        return
-    height, width = stim.sizes["row"], stim.sizes["col"]
+    sizes = {(int(h), int(w)) for h, w in zip(*_sizes(stim), strict=True)}
+    least, most = min(sizes, key=np.prod), max(sizes, key=np.prod)
+    size = f"{most[0]} x {most[1]} pixels"
+    if len(sizes) > 1:
+        size = f"{least[0]} x {least[1]} to {size}, each fitted into its tile"
     page.show(
-        draw(
+        Picture(
             "stimuli",
             plot.stimuli(stim),
             f"Mosaic of the {stim.sizes['image']} stimulus images with their labels.",
-            f"{text}, {height} x {width} pixels, with their labels.",
+            f"{text}, {size}, with their labels.",
         )
     )
     ds = results.get("activations")
     if ds is None or "offset_y" not in ds.coords or ds.sizes["shift_y"] * ds.sizes["shift_x"] < 2:
         page.say("The images were not shifted.")
         return
-    image, size = _at_input_size(stim, ds)
-    dy, dx = _some(ds["offset_y"].values, 4, 4), _some(ds["offset_x"].values, 6, 6)
+    image, size_in = _at_input_size(stim, ds)
     ny, nx = ds.sizes["shift_y"], ds.sizes["shift_x"]
+    # evenly spaced: every k-th row and column of the lattice
+    down, across = -(-ny // 4), -(-nx // 6)
+    dy, dx = (_every(ds[name], down, across) for name in ("offset_y", "offset_x"))
     step = ds.attrs.get("shift_step")
     lattice = f"{ny} vertical by {nx} horizontal offsets"
-    every = f", {step} pixels apart" if step else ""
+    apart = f", {step} pixels apart" if step else ""
     name = Page.text(stim["image"].values[0]) if "image" in stim.coords else "the first image"
+    shown = f"{ordinal(down)} vertical and {ordinal(across)} horizontal one"
     page.show(
-        draw(
+        Picture(
             "shifts",
             plot.shifts(image, dy, dx),
             f"Image {name} shifted circularly by several vertical and horizontal offsets.",
-            f"Image {name} at the model's input size, {size[0]} x {size[1]} pixels, at some of the "
-            f"{ny * nx} shifts ({lattice}{every}). Shifts are circular: what leaves at one side "
+            f"Image {name} at the model's input size, {size_in[0]} x {size_in[1]} pixels, at "
+            f"{dy.shape[0]} x {dx.shape[-1]} of the {ny * nx} shifts ({lattice}{apart}): {shown}. "
+            "Shifts are circular: what leaves at one side "
             "enters at the other, so all frames of an image hold the same pixels.",
         )
     )
 
 
-def _some(offsets: np.ndarray, rows: int, cols: int) -> np.ndarray:
-    """At most so many offsets, evenly spaced over the lattice."""
+def _sizes(stim: xr.Dataset) -> tuple[Any, Any]:
+    """Height and width of every image."""
+    if "pixels" in stim:
+        n = stim.sizes["image"]
+        return [stim.sizes["row"]] * n, [stim.sizes["col"]] * n
+    return stim["height"].values, stim["width"].values
 
-    def spaced(n: int, most: int) -> np.ndarray:
-        return np.unique(np.linspace(0, n - 1, min(n, most)).round().astype(int))
 
-    if offsets.ndim == 1:
-        return offsets[spaced(len(offsets), rows)]
-    return offsets[np.ix_(spaced(offsets.shape[0], rows), spaced(offsets.shape[1], cols))]
+def _every(offsets: xr.DataArray, down: int, across: int) -> np.ndarray:
+    """Offsets of every so many rows and columns of the lattice."""
+    steps = {"shift_y": slice(None, None, down), "shift_x": slice(None, None, across)}
+    return np.asarray(offsets.isel({d: steps[str(d)] for d in offsets.dims}).values)
 
 
 def _at_input_size(stim: xr.Dataset, ds: xr.Dataset) -> tuple[np.ndarray, tuple[int, int]]:
     """First image, enlarged or reduced to the size at which the model shifts it."""
     from PIL import Image
 
-    pixels = np.asarray(stim["pixels"].isel(image=0).transpose("row", "col", "channel").values)
+    pixels = one_image(stim, 0)
     height = int(ds.attrs.get("input_height") or pixels.shape[0])
     width = int(ds.attrs.get("input_width") or pixels.shape[1])
     if pixels.shape[:2] != (height, width):
-        picture = Image.fromarray(pixels.squeeze()).resize(
-            (width, height), Image.Resampling.BILINEAR
-        )
-        pixels = np.asarray(picture).reshape(height, width, -1)
+        picture = Image.fromarray(pixels)
+        pixels = np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
     return pixels, (height, width)
 
 
@@ -125,7 +132,7 @@ def predictions(page: Page, results: Mapping[str, Any]) -> None:
             best = names[moved.transpose("image", "shift_y", "shift_x", "class").values.argmax(-1)]
             share = float((best == labels[:, None, None]).mean())
             caption += f" Over all {frames} shifts of each, {percent(share)} of the frames are."
-    page.show(draw("predictions", plot.predictions(still), alt, caption))
+    page.show(Picture("predictions", plot.predictions(still), alt, caption))
 
 
 def attention(page: Page, results: Mapping[str, Any]) -> None:
@@ -155,7 +162,7 @@ def attention(page: Page, results: Mapping[str, Any]) -> None:
         else ""
     )
     page.show(
-        draw(
+        Picture(
             "attention_matrices",
             plot.attention_matrices(shown),
             f"Mosaic of {layers * heads} attention matrices, {layers} blocks by {heads} heads.",
@@ -174,9 +181,9 @@ def attention(page: Page, results: Mapping[str, Any]) -> None:
         head, place = np.unravel_index(int(patches.argmax()), patches.shape)
         at = tuple(int(v) for v in divmod(int(place), cols))
         pictures.append(
-            draw(
+            Picture(
                 f"attention_query_block_{layer}",
-                plot.attention_query(shown, query, layer=layer, pixels=_first_pixels(results)),
+                plot.attention_query(shown, query, layer=layer, pixels=results.get("stimuli")),
                 f"What patch {query} attends to in block {layer}, one panel a head.",
                 f"Block {layer}: what the outlined patch, row {query[0]} and column {query[1]}, "
                 f"attends to, per head, prefix tokens left out. The largest weight is "
@@ -186,13 +193,6 @@ def attention(page: Page, results: Mapping[str, Any]) -> None:
         )
     for picture in pictures:
         page.show(picture)
-
-
-def _first_pixels(results: Mapping[str, Any]) -> np.ndarray | None:
-    stim = results.get("stimuli")
-    if stim is None or "pixels" not in stim:
-        return None
-    return np.asarray(stim["pixels"].isel(image=0).transpose("row", "col", "channel").values)
 
 
 def feature_maps(page: Page, results: Mapping[str, Any]) -> None:
@@ -224,7 +224,7 @@ def feature_maps(page: Page, results: Mapping[str, Any]) -> None:
     )
     why = "the most active map of the last tensor below" if chosen in ranked[:1] else "one channel"
     page.show(
-        draw(
+        Picture(
             "feature_map_layers",
             plot.feature_map_layers(ds, chosen),
             f"Channel {chosen} on the patch grid, a row an image and a column a block.",

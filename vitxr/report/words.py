@@ -1,18 +1,12 @@
-"""Small change of the report: counts and shares in words, a picture drawn, a thing missing."""
+"""Small change of the report: counts and shares in words, a thing missing."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from vitxr import plot
-from vitxr.report.page import Page, Picture
+from vitxr.report.page import Page
 
-__all__ = ["count", "draw", "listed", "missing", "percent"]
-
-
-def draw(name: str, element: Any, alt: str, caption: str) -> Picture:
-    """Draw an element as PNG and PDF, with its description and caption."""
-    return Picture(name, alt, caption, plot.render(element, ("png", "pdf"), dpi=200))
+__all__ = ["count", "listed", "missing", "ordinal", "percent"]
 
 
 def missing(page: Page, what: str, remedy: str) -> None:
@@ -34,3 +28,11 @@ def listed(values: Any) -> str:
     """Join words: ``a, b and c``."""
     words = [str(v) for v in values]
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def ordinal(n: int) -> str:
+    """Return ``every``, ``every 2nd``, ``every 3rd``, ``every 4th`` ...: what is shown."""
+    if n == 1:
+        return "every"
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th") if n % 100 // 10 != 1 else "th"
+    return f"every {n}{ending}"

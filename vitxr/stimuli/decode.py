@@ -17,7 +17,9 @@ alpha                       composited over white, so that the colours hidden in
                             no stretching. 16-bit *colour* files are reduced by Pillow, which
                             keeps the high byte (at most one step away)
 uint8 arrays                as they are
-other integer arrays        must lie within 0..255; uint16 is always taken for 16 bits a channel
+uint16 arrays               16 bits a channel; a maximum of at most 255 that is not all zero is
+                            refused: it may mean 0..255
+other integer arrays        must lie within 0..255
 float arrays                must be finite and lie within 0..255, and are rounded. A maximum of
                             at most 1 that is not all zero is refused: it may mean 0..1
 bool, complex, object, ...  refused
@@ -222,7 +224,8 @@ def _deep(image: Image, name: str) -> np.ndarray:
                 "values, 0..65535: rescale it and save it as 8 or 16 bits."
             )
         values = values.astype(np.uint16)
-    rgb = from_array(values, name)
+    # A file says that it holds 16 bits; an array may hold 0..255 as uint16.
+    rgb = from_array(_of_16_bits(values) if values.dtype.kind == "u" else values, name)
     key = image.info.get("transparency")
     if key is not None:
         rgb[values == key] = 255
@@ -279,6 +282,10 @@ def from_array(array: np.ndarray, name: str) -> np.ndarray:
     return np.array(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), order="C")
 
 
+def _of_16_bits(array: np.ndarray) -> np.ndarray:
+    return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
 def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype == np.uint8:
         return array
@@ -288,7 +295,12 @@ def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
             "Convert it, for instance 255 * mask.astype(np.uint8)."
         )
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        if 0 < array.max() <= 255:
+            raise ImageError(
+                f"{name}: uint16 values up to {array.max()}, which may mean 0..255 or nearly black "
+                "of 0..65535; expected no doubt: give x.astype(np.uint8) if white is 255."
+            )
+        return _of_16_bits(array)
     if array.dtype.kind == "f":
         bad = ~np.isfinite(array)
         if bad.any():

@@ -26,7 +26,7 @@ from vitxr.stimuli.decode import (
 from vitxr.stimuli.sizes import Size, check_size, is_count, resize
 from vitxr.stimuli.sources import Entry, collect, read_source, take_per_class
 
-__all__ = ["Decoded", "build", "open_images", "read_image"]
+__all__ = ["Decoded", "altered", "build", "open_images", "read_image"]
 
 
 def open_images(
@@ -306,6 +306,47 @@ def read_image(stim: xr.Dataset, i: int | str) -> np.ndarray:
             "were opened with."
         )
     return rgb
+
+
+def altered(stim: xr.Dataset) -> list[str | None]:
+    """Say for each image whether its pixels are others than its ``sha256`` is of.
+
+    Parameters
+    ----------
+    stim
+        A Dataset from :func:`open_images`, its ``pixels`` masked, blurred or inverted since
+        perhaps.
+
+    Returns
+    -------
+    list of str or None
+        None where the pixels are those of the file, or have the recorded SHA-256; else
+        their own SHA-256.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> stim = open_images(np.zeros((2, 4, 4), np.uint8))
+    >>> altered(stim)
+    [None, None]
+    >>> altered(stim.assign(pixels=255 - stim.pixels)) == altered(stim)
+    False
+    """
+    if "pixels" not in stim:
+        return [None] * stim.sizes["image"]
+    if getattr(stim["pixels"].data, "name", "").startswith("pixels-"):
+        return [None] * stim.sizes["image"]  # the Dask array that open_images made
+    size = check_size(stim.attrs.get("size"))
+    out: list[str | None] = []
+    for i in range(stim.sizes["image"]):
+        one = stim.isel(image=i)
+        source, sha256 = str(one["source"].values), str(one["sha256"].values)
+        now = read_image(stim, i)
+        same = digest(now) == sha256
+        if not same and os.path.isabs(source):  # noqa: PTH117
+            same = np.array_equal(now, _read_file(source, sha256, size))
+        out.append(None if same else digest(now))
+    return out
 
 
 def _position(stim: xr.Dataset, i: int | str) -> int:

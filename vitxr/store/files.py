@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
 
 from vitxr.errors import ArgumentError, StoreError
 from vitxr.names import VARIABLES
-from vitxr.store.ledger import GROUP, unfinished
+from vitxr.store.ledger import GROUP, replacing, unfinished
 
 __all__ = ["open_store", "save"]
 
-Result = xr.Dataset | xr.DataTree
+Result = xr.DataArray | xr.Dataset | xr.DataTree
+
+#: Attribute of a Dataset that was saved from a DataArray: the array's name.
+_ARRAY = "vitxr_array"
 
 
 def open_store(path: str | Path) -> Result:
@@ -29,9 +33,10 @@ def open_store(path: str | Path) -> Result:
 
     Returns
     -------
-    xarray.Dataset or xarray.DataTree
-        Lazy: variables are Dask arrays, chunked as they are stored (whole shards).
-        Coordinates are in memory, multi-indexes are rebuilt.
+    xarray.Dataset, xarray.DataTree or xarray.DataArray
+        What was saved. Lazy: variables are Dask arrays, chunked by shards, and along
+        ``feature_map`` by the chunks inside them. Coordinates are in memory,
+        multi-indexes are rebuilt.
 
     Raises
     ------
@@ -62,10 +67,15 @@ def open_store(path: str | Path) -> Result:
         raise StoreError(
             f"{str(path)!r} is a folder, but not a Zarr v3 store (no zarr.json in it)."
         )
+    if path.suffix == ".mat":
+        raise StoreError(f"{str(path)!r} is a MATLAB file: read it with vitxr.read_mat.")
     try:
         tree = _open_tree(path)
     except (OSError, ValueError, KeyError) as error:
-        raise StoreError(f"{str(path)!r} cannot be read: {error}") from error
+        raise StoreError(
+            f"{str(path)!r} cannot be read ({error}). Expected a Zarr v3 store or a netCDF-4 file, "
+            "as vitxr.extract and vitxr.save write them."
+        ) from error
     if set(tree.children) - {GROUP}:
         return xr.DataTree.from_dict(
             {
@@ -74,7 +84,9 @@ def open_store(path: str | Path) -> Result:
                 if not node.path.startswith(f"/{GROUP}")
             }
         )
-    return _decode(tree.to_dataset())
+    ds = _decode(tree.to_dataset())
+    name = ds.attrs.pop(_ARRAY, None)
+    return ds if name is None else ds[name]
 
 
 def _open_tree(path: Path) -> xr.DataTree:
@@ -98,9 +110,12 @@ def _decode(ds: xr.Dataset) -> xr.Dataset:
     if packed:
         ds = cf_xarray.decode_compress_to_multi_index(ds, packed)
     for name, array in ds.data_vars.items():
-        stored = array.encoding.get("shards") or array.encoding.get("chunks")
+        inner = array.encoding.get("chunks") or array.shape
         if array.ndim and array.dtype.kind in "fiu":
-            sizes = dict(zip(array.dims, stored or array.shape, strict=True))
+            sizes = dict(zip(array.dims, array.encoding.get("shards") or inner, strict=True))
+            if "feature_map" in sizes:
+                # Finer than a shard: a few maps of many are read without the others.
+                sizes["feature_map"] = inner[array.dims.index("feature_map")]
             # A Variable: assigning a DataArray would drop levels of its multi-indexes.
             ds[name] = array.variable.chunk(sizes)
     # A folder lists its arrays in any order; the vocabulary has one.
@@ -108,7 +123,7 @@ def _decode(ds: xr.Dataset) -> xr.Dataset:
     return ds[sorted(ds.data_vars, key=lambda name: known.get(str(name), len(known)))]
 
 
-def save(result: xr.DataArray | Result, path: str | Path) -> Path:
+def save(result: Result, path: str | Path) -> Path:
     """Write a tensor, factors, an ensemble or an embedding to disk.
 
     Parameters
@@ -137,26 +152,39 @@ def save(result: xr.DataArray | Result, path: str | Path) -> Path:
         raise StoreError(f"{str(path)!r} exists: choose another path, or delete it first.")
     if isinstance(result, xr.DataArray):
         result = result.to_dataset(name=result.name or "data")
+        result.attrs[_ARRAY] = str(next(iter(result.data_vars)))
+    if not isinstance(result, xr.Dataset | xr.DataTree):
+        raise ArgumentError(
+            f"save: the result is a {type(result).__name__}; expected a DataArray, Dataset or "
+            "DataTree."
+        )
     if isinstance(result, xr.Dataset):
-        tree = xr.DataTree(_encode(result))
+        tree = xr.DataTree(_encode(result, path.suffix == ".nc"))
     else:
         tree = xr.DataTree.from_dict(
-            {node.path: _encode(node.to_dataset(inherit=False)) for node in result.subtree}
+            {
+                node.path: _encode(node.to_dataset(inherit=False), path.suffix == ".nc")
+                for node in result.subtree
+            }
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".nc":
-        tree.to_netcdf(path, engine="netcdf4")
-    else:
-        tree.to_zarr(path, consolidated=False, zarr_format=3)
+    with replacing(path) as draft:
+        if path.suffix == ".nc":
+            tree.to_netcdf(draft, engine="netcdf4")
+        else:
+            tree.to_zarr(draft, consolidated=False, zarr_format=3)
     return path
 
 
-def _encode(ds: xr.Dataset) -> xr.Dataset:
+def _encode(ds: xr.Dataset, netcdf: bool) -> xr.Dataset:
     """Pack multi-indexes and drop the encodings of where the data came from."""
     import cf_xarray
     import pandas as pd
 
     ds = ds.drop_encoding()
+    half = [name for name, v in ds.variables.items() if v.dtype == np.float16]
+    if half and netcdf:
+        # netCDF has no float16; float32 holds the same numbers.
+        ds = ds.assign({name: ds[name].variable.astype(np.float32) for name in half})
     packed = [d for d in ds.dims if isinstance(ds.indexes.get(d), pd.MultiIndex)]
     if packed:
         ds = cf_xarray.encode_multi_index_as_compress(ds, packed)

@@ -7,9 +7,11 @@ that is not finished cannot be opened as if it were whole.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import xarray as xr
 
 from vitxr.errors import StoreError
 
-__all__ = ["Ledger", "differences", "unfinished"]
+__all__ = ["Ledger", "create", "differences", "find", "replacing", "unfinished"]
 
 GROUP = "_vitxr"
 
@@ -40,12 +42,13 @@ class Ledger:
         self.fingerprint: dict[str, Any] = dict(group.attrs["fingerprint"])
         self._root: dict[str, Any] = dict(group.attrs["root"])
         self._done: Any = group["done"]
-        # Not kept on reopening, and without it all-zero data would count as missing.
-        config = {"write_empty_chunks": True}
-        self._arrays = {
-            name: zarr.open_array(path, path=name, mode="r+", config=config)
-            for name in group.attrs["variables"]
-        }
+        # Not kept on reopening, and without it a shard that is all NaN, the fill value, would not
+        # be written and would count as missing. open_array ignores its argument of that name.
+        with zarr.config.set({"array.write_empty_chunks": True}):
+            self._arrays = {
+                name: zarr.open_array(path, path=name, mode="r+")
+                for name in group.attrs["variables"]
+            }
 
     def done(self) -> np.ndarray:
         """Return for each unit whether all of it is written."""
@@ -100,15 +103,15 @@ def create(
         for name, shape in layout.items()
     }
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    # Under another name until it is laid out: creating arrays and groups writes a root as well, and
+    # a run killed here must leave nothing at `path` that could be opened.
+    with replacing(path) as draft:
         template.to_zarr(
-            path, mode="w-", compute=False, consolidated=False, zarr_format=3, encoding=encoding
+            draft, mode="w-", compute=False, consolidated=False, zarr_format=3, encoding=encoding
         )
-        root = dict(zarr.open_group(path, mode="r").attrs)
-        (path / "zarr.json").unlink()
+        root = dict(zarr.open_group(draft, mode="r").attrs)
         group = zarr.create_group(
-            path,
+            draft,
             path=GROUP,
             attributes={
                 "about": "plan and record of finished units of a vitxr store",
@@ -120,12 +123,27 @@ def create(
         group.create_array(
             "done", shape=(units,), chunks=(1,), dtype="uint8", dimension_names=["unit"]
         )
-        # Creating a group below the root creates the root as well.
-        (path / "zarr.json").unlink(missing_ok=True)
-    except BaseException:
-        shutil.rmtree(path, ignore_errors=True)
-        raise
+        (draft / "zarr.json").unlink()
     return Ledger(path)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name beside ``path`` to write to; it becomes ``path`` when all is written.
+
+    If writing fails, nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        yield draft
+        draft.rename(path)
+    except BaseException:
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
+        else:
+            draft.unlink(missing_ok=True)
+        raise
 
 
 def find(path: Path, fingerprint: Mapping[str, Any], resume: bool) -> Ledger | None:
