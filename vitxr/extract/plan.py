@@ -13,17 +13,17 @@ import numpy as np
 import xarray as xr
 
 from vitxr._version import __version__
-from vitxr.errors import ArgumentError, DataError
+from vitxr.errors import ArgumentError
+from vitxr.extract import checks
 from vitxr.extract.ranking import rank_channels
 from vitxr.models.backbone import Backbone
 from vitxr.models.load import Reference
-from vitxr.names import VARIABLES, validate
+from vitxr.names import VARIABLES
 from vitxr.stimuli.images import altered
 from vitxr.stimuli.shifts import ShiftGrid, no_shifts
 
 __all__ = ["Plan", "Unit", "make_plan"]
 
-CAPTURED = ("activation", "prefix", "embedding", "attention", "logits")
 #: What a task needs to know of its image.
 _OF_IMAGE = ("image", "label", "source", "height", "width", "sha256")
 _PRECISION = ("float32", "bfloat16")
@@ -255,14 +255,14 @@ def make_plan(
     batch_size: int | str,
 ) -> Plan:
     """Check every argument of :func:`vitxr.extract` and lay the result out."""
-    _check_stimuli(stim)
+    checks.check_stimuli(stim)
     if not isinstance(model, Backbone):
         raise ArgumentError(
             f"model is a {type(model).__name__}; expected what vitxr.load_model returns. "
             "Call vitxr.load_model(model) first."
         )
-    blocks = _layers(layers, len(model.blocks))
-    names = _variables(variables, model)
+    blocks = checks.check_layers(layers, len(model.blocks))
+    names = checks.check_variables(variables, model)
     for option, value, legal in (
         ("preprocess", preprocess, ("model", "raw")),
         ("precision", precision, _PRECISION),
@@ -277,7 +277,7 @@ def make_plan(
             f"shifts={shifts!r}: expected a vitxr.ShiftGrid, or None for no shifts."
         )
     lattice = no_shifts() if shifts is None else shifts.lattice(*model.input_size)
-    _check_preprocess(stim, model, preprocess)
+    checks.check_preprocess(stim, model, preprocess)
     if feature_maps is not None and "activation" not in names:
         raise ArgumentError(
             f"feature_maps={feature_maps!r} selects channels of `activation`, which is not among "
@@ -288,8 +288,8 @@ def make_plan(
             "feature_maps selects channels of `activation` only, while `prefix` and `embedding` "
             "share its dimension feature_map: extract them in a call of their own."
         )
-    fixed = _channels(feature_maps, model.channels)
-    batch = _batch(batch_size, model)
+    fixed = checks.check_channels(feature_maps, model.channels)
+    batch = checks.check_batch(batch_size, model)
     attrs = _provenance(model, shifts, preprocess, precision, storage_dtype)
     weights = attrs["model_fingerprint"]
     model = model.cast(precision)
@@ -330,119 +330,6 @@ def make_plan(
     return replace(plan, rows=int(rows))
 
 
-def _check_stimuli(stim: xr.Dataset) -> None:
-    if not isinstance(stim, xr.Dataset) or "image" not in stim.dims:
-        raise ArgumentError(
-            f"stim is a {type(stim).__name__} without the dimension `image`; expected the Dataset "
-            "that vitxr.open_images makes."
-        )
-    validate(stim, require=["image", "source", "sha256", "height", "width"])
-    if stim.sizes["image"] == 0:
-        raise DataError("stim holds no images: nothing to extract. Widen the selection.")
-    index = stim.indexes["image"]
-    if not index.is_unique:
-        twice = index[index.duplicated()].unique()[:5].tolist()
-        raise DataError(
-            f"stim has image names that occur more than once: {twice}. Give each image its own "
-            "name, for example stim.assign_coords(image=...)."
-        )
-
-
-def _plain_array(value: Any) -> np.ndarray:
-    """Make an array; of what is ragged, an empty one, which is refused."""
-    try:
-        return np.asarray(value)
-    except ValueError:
-        return np.empty(0)
-
-
-def _layers(layers: Any, depth: int) -> tuple[int, ...]:
-    if isinstance(layers, str):
-        if layers != "all":
-            raise ArgumentError(f"layers={layers!r}: expected block numbers or 'all'.")
-        return tuple(range(depth))
-    listed = np.atleast_1d(_plain_array(layers))
-    if listed.ndim != 1 or listed.size == 0 or listed.dtype.kind not in "iu":
-        raise ArgumentError(
-            f"layers={layers!r}: expected one block number, a sequence of them, or 'all'."
-        )
-    outside = [int(i) for i in listed if not 0 <= i < depth]
-    if outside:
-        raise ArgumentError(
-            f"layers: {outside} out of range; the model has {depth} blocks, 0 to {depth - 1}."
-        )
-    if len(set(listed.tolist())) < listed.size:
-        raise ArgumentError(f"layers={layers!r} names a block twice.")
-    return tuple(sorted(int(i) for i in listed))
-
-
-def _variables(variables: Sequence[str], model: Backbone) -> tuple[str, ...]:
-    if isinstance(variables, str):
-        variables = [variables]
-    names = list(variables) if isinstance(variables, list | tuple | set) else []
-    if not names or not set(names) <= set(CAPTURED):
-        raise ArgumentError(f"variables={variables!r}: expected some of {', '.join(CAPTURED)}.")
-    if "logits" in variables and not model.classes:
-        raise ArgumentError(
-            f"variables: the model {model.name!r} has no classification head, so no `logits`. "
-            "Leave them out, or load the ...ForImageClassification form of the model."
-        )
-    if "prefix" in variables and not model.prefix:
-        raise ArgumentError(
-            f"variables: the model {model.name!r} has no prefix tokens. Leave `prefix` out."
-        )
-    return tuple(v for v in CAPTURED if v in variables)
-
-
-def _check_preprocess(stim: xr.Dataset, model: Backbone, preprocess: str) -> None:
-    if preprocess == "model":
-        # Blank images of each size through the same call: it raises with the remedy.
-        for height, width in sorted(
-            set(zip(stim["height"].values, stim["width"].values, strict=True))
-        ):
-            model.preprocess(np.zeros((height, width, 3), np.uint8))
-            if model.fixed_size:
-                break
-        return
-    height, width = model.input_size
-    wrong = np.flatnonzero((stim["height"].values != height) | (stim["width"].values != width))
-    if wrong.size:
-        first = stim.isel(image=int(wrong[0]))
-        raise DataError(
-            f"preprocess='raw' hands images to the model as they are, and it takes {height} x "
-            f"{width} px (height x width); {wrong.size} of {stim.sizes['image']} images differ, "
-            f"such as {first['image'].item()!r} with {first['height'].item()} x "
-            f"{first['width'].item()}. Open them with size=({height}, {width}), or use "
-            "preprocess='model'."
-        )
-
-
-def _channels(feature_maps: Any, have: int) -> np.ndarray | None:
-    if feature_maps is None:
-        return None
-    if isinstance(feature_maps, bool):
-        raise ArgumentError(f"feature_maps={feature_maps!r}: expected a count, a list or None.")
-    if isinstance(feature_maps, int | np.integer):
-        if not 1 <= feature_maps <= have:
-            raise ArgumentError(
-                f"feature_maps={feature_maps}: the model has {have} feature maps; expected 1 to "
-                f"{have}, a sequence of channel numbers, or None for all."
-            )
-        return None
-    fixed = _plain_array(feature_maps)
-    if fixed.ndim != 1 or fixed.size == 0 or fixed.dtype.kind not in "iu":
-        raise ArgumentError(
-            f"feature_maps={feature_maps!r}: expected a count, a sequence of channel numbers, or "
-            "None for all."
-        )
-    outside = [int(c) for c in fixed if not 0 <= c < have]
-    if outside or len(set(fixed.tolist())) < fixed.size:
-        raise ArgumentError(
-            f"feature_maps={feature_maps!r}: expected distinct channel numbers, 0 to {have - 1}."
-        )
-    return fixed.astype(np.int64)
-
-
 def _first_frame_channels(
     stim: xr.Dataset,
     model: Backbone,
@@ -460,21 +347,6 @@ def _first_frame_channels(
     frame = out["activation"][0].clip(min=0)
     mean = frame.mean(axis=(-2, -1), dtype=np.float64)
     return rank_channels(mean)[:, :count]
-
-
-def _batch(batch_size: int | str, model: Backbone) -> int:
-    if batch_size == "auto":
-        # Measured on CPUs: past about 2.5 million values a block, batches gain nothing.
-        budget = 2_500_000 if model.device.type == "cpu" else 40_000_000
-        tokens = len(model.prefix) + math.prod(model.grid)
-        return int(np.clip(budget // (tokens * model.channels), 1, 256))
-    if (
-        isinstance(batch_size, bool)
-        or not isinstance(batch_size, int | np.integer)
-        or batch_size < 1
-    ):
-        raise ArgumentError(f"batch_size={batch_size!r}: expected a number of frames or 'auto'.")
-    return int(batch_size)
 
 
 def _provenance(

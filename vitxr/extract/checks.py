@@ -1,0 +1,161 @@
+"""The arguments of an extraction: what is legal, and what to do about what is not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from vitxr.errors import ArgumentError, DataError
+from vitxr.models.backbone import Backbone
+from vitxr.names import validate
+
+__all__ = [
+    "CAPTURED",
+    "check_batch",
+    "check_channels",
+    "check_layers",
+    "check_preprocess",
+    "check_stimuli",
+    "check_variables",
+]
+
+#: What can be captured.
+CAPTURED = ("activation", "prefix", "embedding", "attention", "logits")
+
+
+def check_stimuli(stim: xr.Dataset) -> None:
+    """Refuse what is no stimuli Dataset, is empty, or names an image twice."""
+    if not isinstance(stim, xr.Dataset) or "image" not in stim.dims:
+        raise ArgumentError(
+            f"stim is a {type(stim).__name__} without the dimension `image`; expected the Dataset "
+            "that vitxr.open_images makes."
+        )
+    validate(stim, require=["image", "source", "sha256", "height", "width"])
+    if stim.sizes["image"] == 0:
+        raise DataError("stim holds no images: nothing to extract. Widen the selection.")
+    index = stim.indexes["image"]
+    if not index.is_unique:
+        twice = index[index.duplicated()].unique()[:5].tolist()
+        raise DataError(
+            f"stim has image names that occur more than once: {twice}. Give each image its own "
+            "name, for example stim.assign_coords(image=...)."
+        )
+
+
+def _plain_array(value: Any) -> np.ndarray:
+    """Make an array; of what is ragged, an empty one, which is refused."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        return np.empty(0)
+
+
+def check_layers(layers: Any, depth: int) -> tuple[int, ...]:
+    """Return the blocks, ascending."""
+    if isinstance(layers, str):
+        if layers != "all":
+            raise ArgumentError(f"layers={layers!r}: expected block numbers or 'all'.")
+        return tuple(range(depth))
+    listed = np.atleast_1d(_plain_array(layers))
+    if listed.ndim != 1 or listed.size == 0 or listed.dtype.kind not in "iu":
+        raise ArgumentError(
+            f"layers={layers!r}: expected one block number, a sequence of them, or 'all'."
+        )
+    outside = [int(i) for i in listed if not 0 <= i < depth]
+    if outside:
+        raise ArgumentError(
+            f"layers: {outside} out of range; the model has {depth} blocks, 0 to {depth - 1}."
+        )
+    if len(set(listed.tolist())) < listed.size:
+        raise ArgumentError(f"layers={layers!r} names a block twice.")
+    return tuple(sorted(int(i) for i in listed))
+
+
+def check_variables(variables: Sequence[str], model: Backbone) -> tuple[str, ...]:
+    """Return the names to capture, in the order of the vocabulary."""
+    if isinstance(variables, str):
+        variables = [variables]
+    names = list(variables) if isinstance(variables, list | tuple | set) else []
+    if not names or not set(names) <= set(CAPTURED):
+        raise ArgumentError(f"variables={variables!r}: expected some of {', '.join(CAPTURED)}.")
+    if "logits" in variables and not model.classes:
+        raise ArgumentError(
+            f"variables: the model {model.name!r} has no classification head, so no `logits`. "
+            "Leave them out, or load the ...ForImageClassification form of the model."
+        )
+    if "prefix" in variables and not model.prefix:
+        raise ArgumentError(
+            f"variables: the model {model.name!r} has no prefix tokens. Leave `prefix` out."
+        )
+    return tuple(v for v in CAPTURED if v in variables)
+
+
+def check_preprocess(stim: xr.Dataset, model: Backbone, preprocess: str) -> None:
+    """Refuse images or processors that do not give what the model takes."""
+    if preprocess == "model":
+        # Blank images of each size through the same call: it raises with the remedy.
+        for height, width in sorted(
+            set(zip(stim["height"].values, stim["width"].values, strict=True))
+        ):
+            model.preprocess(np.zeros((height, width, 3), np.uint8))
+            if model.fixed_size:
+                break
+        return
+    height, width = model.input_size
+    wrong = np.flatnonzero((stim["height"].values != height) | (stim["width"].values != width))
+    if wrong.size:
+        first = stim.isel(image=int(wrong[0]))
+        raise DataError(
+            f"preprocess='raw' hands images to the model as they are, and it takes {height} x "
+            f"{width} px (height x width); {wrong.size} of {stim.sizes['image']} images differ, "
+            f"such as {first['image'].item()!r} with {first['height'].item()} x "
+            f"{first['width'].item()}. Open them with size=({height}, {width}), or use "
+            "preprocess='model'."
+        )
+
+
+def check_channels(feature_maps: Any, have: int) -> np.ndarray | None:
+    """Return the channel numbers listed; None for a count or for all."""
+    if feature_maps is None:
+        return None
+    if isinstance(feature_maps, bool):
+        raise ArgumentError(f"feature_maps={feature_maps!r}: expected a count, a list or None.")
+    if isinstance(feature_maps, int | np.integer):
+        if not 1 <= feature_maps <= have:
+            raise ArgumentError(
+                f"feature_maps={feature_maps}: the model has {have} feature maps; expected 1 to "
+                f"{have}, a sequence of channel numbers, or None for all."
+            )
+        return None
+    fixed = _plain_array(feature_maps)
+    if fixed.ndim != 1 or fixed.size == 0 or fixed.dtype.kind not in "iu":
+        raise ArgumentError(
+            f"feature_maps={feature_maps!r}: expected a count, a sequence of channel numbers, or "
+            "None for all."
+        )
+    outside = [int(c) for c in fixed if not 0 <= c < have]
+    if outside or len(set(fixed.tolist())) < fixed.size:
+        raise ArgumentError(
+            f"feature_maps={feature_maps!r}: expected distinct channel numbers, 0 to {have - 1}."
+        )
+    return fixed.astype(np.int64)
+
+
+def check_batch(batch_size: int | str, model: Backbone) -> int:
+    """Return the number of frames a forward pass takes."""
+    if batch_size == "auto":
+        # Values in a block's output: 16 frames of a ViT-B on a CPU, 256 on a GPU.
+        budget = 2_500_000 if model.device.type == "cpu" else 40_000_000
+        tokens = len(model.prefix) + math.prod(model.grid)
+        return int(np.clip(budget // (tokens * model.channels), 1, 256))
+    if (
+        isinstance(batch_size, bool)
+        or not isinstance(batch_size, int | np.integer)
+        or batch_size < 1
+    ):
+        raise ArgumentError(f"batch_size={batch_size!r}: expected a number of frames or 'auto'.")
+    return int(batch_size)
