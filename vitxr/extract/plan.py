@@ -363,7 +363,7 @@ def _provenance(
         "model": model.name,
         "model_revision": model.revision,
         "model_fingerprint": model.fingerprint,
-        "model_hooks": model.hooks(),
+        "model_hooks": "; ".join(model.hooks()),
         "preprocess": preprocess,
         "preprocess_settings": json.dumps(settings, sort_keys=True, default=str),
         "precision": precision,
