@@ -206,14 +206,14 @@ def ensemble(t, ranks=(2, 4), replicates=3, iterations=8):
     }
 
 
-def embed(f, pcs=10):
-    x = f["neuron_factor"].values.astype(np.float64)
+def embed(f, pcs=10, dim="neuron"):
+    x = f[f"{dim}_factor"].values.astype(np.float64)
     u, s, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
     pcs = min(pcs, len(s))
     variance = s**2 / (len(x) - 1)
-    coords = f["neuron_factor"].coords
-    e = xr.Dataset(coords={n: c for n, c in coords.items() if c.dims == ("neuron",)})
-    e["score"] = (("neuron", "pc"), (u * s)[:, :pcs])
+    coords = f[f"{dim}_factor"].coords
+    e = xr.Dataset(coords={n: c for n, c in coords.items() if c.dims == (dim,)})
+    e["score"] = ((dim, "pc"), (u * s)[:, :pcs])
     e["explained_variance"] = ("pc", variance[:pcs])
     e["explained_variance_ratio"] = ("pc", (variance / variance.sum())[:pcs])
     return e.assign_coords(pc=np.arange(1, pcs + 1))

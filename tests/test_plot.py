@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -161,9 +162,91 @@ def test_stimuli_holds_every_image_and_label(stim):
     assert texts(picture) == ["0", "0", "1", "1"]
 
 
-def test_stimuli_without_pixels_say_why(stim):
-    with pytest.raises(DataError, match=r"files differ in size.*size=224"):
+@pytest.fixture(scope="module")
+def mixed():
+    """Images of four sizes and two classes, each of one colour."""
+    import vitxr
+
+    sizes = [(30, 60), (900, 300), (8, 8), (20, 25)]
+    arrays = [np.full((*size, 3), 40 + 50 * i, np.uint8) for i, size in enumerate(sizes)]
+    return vitxr.open_images({"a": arrays[:2], "b": arrays[2:]})
+
+
+def test_stimuli_of_mixed_sizes_are_fitted_into_equal_tiles(mixed):
+    assert "pixels" not in mixed
+    picture = plot.stimuli(mixed, columns=4)
+    values = rgb(parts(picture, "RGB")[0])
+    tall, wide = values.shape[0], 256
+    assert tall == 256  # the 900 rows were reduced, the others enlarged
+    gap = (values.shape[1] - 4 * wide) // 3
+    aspects = [60 / 30, 300 / 900, 1, 25 / 20]
+    for i, aspect in enumerate(aspects):
+        block = values[Tiles(1, 4, tall, wide, gap).block(0, i)]
+        inside = block[..., 3] == 255
+        rows, cols = inside.any(1).sum(), inside.any(0).sum()
+        assert inside.sum() == rows * cols
+        assert max(rows, cols) == 256
+        assert cols / rows == pytest.approx(aspect, rel=0.02)
+        np.testing.assert_array_equal(block[inside][:, :3], 40 + 50 * i)
+        # centred in the tile
+        assert abs(np.argmax(inside.any(1)) * 2 + rows - tall) <= 1
+        assert abs(np.argmax(inside.any(0)) * 2 + cols - wide) <= 1
+
+
+def test_stimuli_show_and_decode_at_most_so_many(mixed, monkeypatch):
+    import vitxr.stimuli
+
+    asked = []
+
+    def read(stim, i):
+        asked.append(str(stim["image"].values[i]))
+        return np.zeros((int(stim["height"][i]), int(stim["width"][i]), 3), np.uint8)
+
+    monkeypatch.setattr(vitxr.stimuli, "read_image", read)
+    many = xr.concat([mixed.isel(image=[0, 1])] * 40 + [mixed.isel(image=[2, 3])] * 40, "image")
+    many = many.assign_coords(image=[f"i{k}" for k in range(160)])
+    picture = plot.stimuli(many, most=10)
+    assert asked == [f"i{k}" for k in (*range(5), *range(80, 85))]  # evenly over the classes
+    assert picture.opts.get().kwargs["title"] == "Stimuli (10 of 160 images)"
+    del asked[:]
+    plot.stimuli(many, images=["i7", 3])
+    assert asked == ["i7", "i3"]
+    plot.stimuli(many)
+    assert len(asked) == 2 + 96
+
+
+def test_stimuli_of_large_pixels_are_reduced_one_by_one(stim):
+    import dask.array as da
+
+    lazy = da.zeros((3, 1000, 500, 3), chunks=(1, -1, -1, -1), dtype=np.uint8)
+    big = xr.Dataset(
+        {"pixels": (("image", "row", "col", "channel"), lazy)}, coords={"image": list("abc")}
+    )
+    values = rgb(parts(plot.stimuli(big, columns=3), "RGB")[0])
+    assert values.shape[0] == 256
+    with pytest.raises(DataError, match=r"expected stimuli.*given: the DataArray"):
+        plot.stimuli(stim["label"])
+    with pytest.raises(DataError, match="neither `pixels`, `encoded` nor a file"):
         plot.stimuli(stim.drop_vars("pixels"))
+
+
+def test_attention_query_takes_the_one_image_of_stimuli_by_name(detail, mixed, monkeypatch):
+    import vitxr.stimuli
+
+    read = vitxr.stimuli.read_image
+    asked = []
+    monkeypatch.setattr(
+        vitxr.stimuli, "read_image", lambda stim, i: asked.append(i) or read(stim, i)
+    )
+    names = [str(v) for v in mixed["image"].values]
+    ds = detail.assign_coords(image=names[::-1])
+    picture = plot.attention_query(ds, (3, 5), layer=1, image_at=0, pixels=mixed)
+    assert asked == [3]
+    shown = parts(picture, "RGB")[0]
+    assert (rgb(shown)[..., 0] == 40 + 50 * 3).all()
+    assert shown.bounds.lbrt() == (-0.5, -0.5, 7.5, 7.5)
+    with pytest.raises(ArgumentError, match=r"no image '0-.*Give the stimuli that were extracted"):
+        plot.attention_query(detail, (3, 5), layer=1, pixels=mixed)
 
 
 @settings(max_examples=15)
@@ -333,6 +416,17 @@ def test_activity_is_the_mean_over_patches(tensor):
         plot.activity(tensor.mean("shift"))
 
 
+def test_pictures_say_what_they_leave_out(tensor, run):
+    def title(picture):
+        return picture.opts.get().kwargs["title"]
+
+    assert title(plot.activity(tensor)).endswith("across shifts (2 of 4 images)")
+    assert title(plot.activity(tensor, most=2)).endswith("(2 of 4 images, 2 of 5 feature maps)")
+    assert title(plot.activity(tensor, images=[0, 1])).endswith("across shifts")
+    assert title(plot.feature_map_layers(run, 3)).endswith("(2 of 4 images)")
+    assert title(plot.feature_map_layers(run, 3, images=[0])).endswith("blocks")
+
+
 def test_objective_and_similarity_show_every_replicate(ensemble):
     picture = plot.objective_by_rank(ensemble)
     (points,), (line,) = parts(picture, "Scatter"), parts(picture, "Curve")
@@ -379,18 +473,101 @@ def test_factors_stand_in_their_place(factors):
 def test_factors_of_a_matrix_have_no_lattice(factors):
     picture = plot.factors(factors.drop_vars("shift_factor").drop_dims("shift"))
     assert len(parts(picture, "Image")) == 1
-    with pytest.raises(ArgumentError, match="2 replicates: select one"):
+    best = (
+        r"2 replicates.*tree\.vit\.best\(3\).*tree\[\"rank_3\"\]\.to_dataset\(\)\.sel\(replicate="
+    )
+    with pytest.raises(ArgumentError, match=best):
         plot.factors(factors.expand_dims(replicate=2))
+    tree = xr.DataTree.from_dict({"/rank_3": factors.expand_dims(replicate=2)})
+    with pytest.raises(ArgumentError, match=best):
+        plot.factor_curves(tree["rank_3"])
+    with pytest.raises(ArgumentError, match=r"an ensemble was given, of rank_3.*best\(3\)"):
+        plot.factors(tree)
+    single = xr.DataTree(dataset=factors)
+    assert len(parts(plot.factors(single), "Image")) == 4
     with pytest.raises(DataError, match="`shift_factor`"):
         plot.factor_curves(factors.drop_vars("shift_factor"))
 
 
+def test_what_is_not_a_picture_s_input_is_refused_with_the_remedy(tensor, factors, run, ensemble):
+    tucker = factors.drop_vars("component").rename(component="neuron_component")
+    for call, message in (
+        (lambda: plot.factors(tensor), r"given: the DataArray .*\(neuron, image.*t\.vit\.fact"),
+        (lambda: plot.factors(tucker), r"Tucker model.*expected \(neuron, component\).*ncp_hals"),
+        (lambda: plot.factor_curves(tensor), r"factors of one fit; given: the DataArray"),
+        (lambda: plot.filmstrip(run, 3), r"its `activation` having \(image, shift_y.*neuron_tens"),
+        (lambda: plot.filmstrip(tensor.mean("shift"), 3), r"with dims \(neuron, image, shift\)"),
+        (lambda: plot.objective_by_rank(factors), r"\(rank, replicate\).*fit_ensemble"),
+        (lambda: plot.similarity_by_rank(tensor), r"given: the DataArray `activation`"),
+        (lambda: plot.neuron_matrix(tensor), r"\(neuron, image\); given.*shift\).*t\.mean"),
+        (lambda: plot.neuron_matrix(run), r"ds\.vit\.neuron_matrix"),
+        (lambda: plot.activity(factors), r"needs the variable `activation`.*neuron_tensor"),
+        (lambda: plot.activity(run), r"expected|\(neuron, image, shift\) or \(image, shift_y"),
+        (lambda: plot.embedding(factors), r"needs the variable `score`.*f\.vit\.embed"),
+        (lambda: plot.embedding(tensor), r"expected an embedding Dataset; given: the DataArray"),
+        (lambda: plot.explained_variance(tensor), r"`explained_variance_ratio` with dims \(pc\)"),
+        (lambda: plot.predictions(tensor), r"`logits` with dims \(image, class\)"),
+        (lambda: plot.attention_matrices(tensor), r"`attention` with dims .*variables="),
+        (lambda: plot.feature_map_layers(tensor, 3), r"`activation` with dims .*extraction"),
+    ):
+        with pytest.raises(DataError, match=message):
+            call()
+    with pytest.raises(ArgumentError, match="mode='time'"):
+        plot.factor_curves(factors, "time")
+    with pytest.raises(ArgumentError, match="every=0"):
+        plot.filmstrip(tensor, int(tensor["feature_map"].values[0]), every=0)
+
+
+def test_filmstrip_takes_the_tensor_from_a_dataset(tensor):
+    number = int(tensor["feature_map"].values[0])
+    held = xr.Dataset({"activation": tensor})
+    one, other = (parts(plot.filmstrip(d, number), "Image")[0] for d in (tensor, held))
+    np.testing.assert_array_equal(grid(one), grid(other))
+
+
+@pytest.mark.parametrize("overlay", [False, True])
 @pytest.mark.parametrize("mode", ["neuron", "image", "shift"])
-def test_factor_curves_hold_the_loadings(factors, mode):
-    for k, curve in plot.factor_curves(factors, mode).items():
-        np.testing.assert_array_equal(
-            curve.dimension_values("loading"), factors[f"{mode}_factor"].values[:, k]
+def test_factor_curves_hold_the_loadings(factors, mode, overlay):
+    picture = plot.factor_curves(factors, mode, overlay=overlay)
+    kind = "Curve" if mode != "image" else "Scatter" if overlay else "Rectangles"
+    assert len(parts(picture, kind)) == 3
+    for k, curve in picture.items():
+        np.testing.assert_allclose(
+            curve.dimension_values("loading"), factors[f"{mode}_factor"].values[:, k], rtol=1e-7
         )
+
+
+def test_factor_rows_do_not_overlap_and_begin_at_zero(factors):
+    loading = factors["shift_factor"].values
+    for k, curve in plot.factor_curves(factors, "shift").items():
+        height = curve.dimension_values("height")
+        np.testing.assert_allclose(
+            height, 2 - k + 0.84 * loading[:, k] / loading[:, k].max(), rtol=1e-6
+        )
+    signed = factors.assign(shift_factor=(("shift", "component"), -loading))
+    for k, curve in plot.factor_curves(signed, "shift").items():
+        height = curve.dimension_values("height")
+        assert 2 - k - 1e-9 <= height.min() < height.max() <= 2 - k + 0.42
+
+
+def test_factor_curves_name_what_stands_along_the_axis(factors):
+    def ticks(f, mode):
+        return plot.factor_curves(f, mode).opts.get().kwargs["xticks"]
+
+    assert ticks(factors, "image") == [(0.5, "0"), (2.5, "1")]
+    names = [str(v) for v in factors["image"].values]
+    assert [t for _, t in ticks(factors.drop_vars("label"), "image")] == names
+    apart = factors.isel(image=[0, 2, 1, 3])
+    assert [t for _, t in ticks(apart, "image")] == [names[i] for i in (0, 2, 1, 3)]
+    assert ticks(factors, "shift") == [(0.0, "0"), (4.0, "8"), (8.0, "16"), (12.0, "24")]
+    maps = list(dict.fromkeys(factors["feature_map"].values.tolist()))
+    assert ticks(factors, "neuron") == [(64.0 * k, str(m)) for k, m in enumerate(maps)]
+
+
+def test_factor_curves_draw_a_tucker_model(factors):
+    tucker = factors.drop_vars("component").rename(component="shift_component")
+    picture = plot.factor_curves(tucker, "shift")
+    assert list(picture.keys()) == [0, 1, 2]
 
 
 def test_embedding_by_feature_map_keeps_the_order_of_the_tensor(embedded):
@@ -433,6 +610,103 @@ def test_embedding_in_three_axes(embedded, color):
     assert plot.render(picture, dpi=50)["png"].startswith(b"\x89PNG")
 
 
+def of(factors, dim):
+    return synthetic.embed(factors, dim=dim)
+
+
+def test_embedding_of_images_by_label_and_by_image(factors):
+    e = of(factors, "image")
+    picture = plot.embedding(e)
+    assert picture.kdims[0].name == "label"
+    assert list(picture.keys()) == ["0", "1"]
+    np.testing.assert_array_equal(picture["1"].dimension_values("pc1"), e["score"].values[2:, 0])
+    assert list(plot.embedding(e, "image").keys()) == [str(v) for v in e["image"].values]
+    assert plot.embedding(e.drop_vars("label")).kdims[0].name == "image"
+    with pytest.raises(ArgumentError, match="embedding of dim 'image' is coloured by one of 'labe"):
+        plot.embedding(e, "patch_row")
+    with pytest.raises(ArgumentError, match="embedding of dim 'image'"):
+        plot.embedding(e, feature_map=1)
+    with pytest.raises(DataError, match=r"no coordinate `label` along image; .*by image"):
+        plot.embedding(e.drop_vars("label"), "label")
+
+
+def _options(element):
+    return element.opts.get("plot").kwargs | element.opts.get("style").kwargs
+
+
+@pytest.mark.parametrize("color", ["offset_y", "offset_x"])
+def test_embedding_of_shifts_is_coloured_in_a_circle(factors, color):
+    import matplotlib as mpl
+
+    e = of(factors, "shift")
+    (points,) = parts(plot.embedding(e, color), "Points")
+    np.testing.assert_array_equal(points.dimension_values(color), e[color].values)
+    options = _options(points)
+    assert options["clim"] == (0.0, 32.0)  # offsets 0, 8, 16, 24: a step past the last
+    palette = np.array([mpl.colors.to_rgb(c) for c in options["cmap"]])
+    steps = np.abs(np.diff(np.vstack([palette, palette[:1]]), axis=0)).max(1)
+    assert steps[-1] < 0.05  # the last colour is next to the first
+    given = e.assign_attrs(input_height=40, input_width=50)
+    (points,) = parts(plot.embedding(given, color), "Points")
+    assert _options(points)["clim"] == (0.0, {"offset_y": 40, "offset_x": 50}[color])
+
+
+def test_embedding_by_edge_distance_and_by_a_label_of_neurons(embedded):
+    far = np.minimum(embedded["patch_row"].values, 7 - embedded["patch_row"].values)
+    e = embedded.assign_coords(edge_distance=("neuron", far))
+    (points,) = parts(plot.embedding(e, "edge_distance"), "Points")
+    np.testing.assert_array_equal(points.dimension_values("edge_distance"), far)
+    e = embedded.assign_coords(label=("neuron", np.where(far > 1, "inner", "outer")))
+    assert list(plot.embedding(e, "label").keys()) == ["outer", "inner"]
+    with pytest.raises(DataError, match="no coordinate `edge_distance` along neuron"):
+        plot.embedding(embedded, "edge_distance")
+
+
+@pytest.mark.parametrize(
+    ("dim", "color", "key"),
+    [
+        ("neuron", "feature_map", "legend"),
+        ("neuron", "patch_row", "bar"),
+        ("neuron", "both", "bar"),
+        ("image", "label", "legend"),
+        ("shift", "offset_x", "bar"),
+    ],
+)
+def test_three_axes_have_paper_and_a_key(factors, dim, color, key):
+    from io import BytesIO
+
+    from PIL import Image
+
+    picture = plot.embedding_3d(of(factors, dim), color)
+    drawn = plot.figure(picture)
+    assert [a.name for a in drawn.axes] == ["3d"]
+    legend = drawn.axes[0].get_legend()
+    assert (legend is not None) == (key == "legend")
+    assert len(drawn.axes[0].child_axes) == (key == "bar")
+    if legend:
+        expected = {"feature_map": factors["feature_map"], "label": factors["label"]}[color]
+        words = [t.get_text() for t in legend.get_texts()]
+        assert words == [str(v) for v in dict.fromkeys(expected.values.tolist())]
+    # without paper the edges of letters are transparent black, which looks bold or smeared
+    pixels = np.asarray(Image.open(BytesIO(plot.render(picture, dpi=50)["png"])).convert("RGBA"))
+    assert (pixels[..., 3] == 255).all()
+    assert (pixels[0, 0] == 255).all()
+
+
+def test_tick_labels_of_an_embedding_do_not_collide(embedded):
+    score = embedded["score"].values
+    for span in (0.0175, 0.02, 0.18, 1.2e4):  # the first three collided with Matplotlib's ticks
+        e = embedded.assign(score=(("neuron", "pc"), score * span / np.ptp(score[:, 0])))
+        drawn = plot.figure(plot.embedding(e))
+        paint(drawn)
+        (axis,) = drawn.axes
+        boxes = [t.get_window_extent() for t in axis.get_xticklabels() if t.get_text()]
+        left, right = axis.get_window_extent().x0, axis.get_window_extent().x1
+        boxes = [b for b in boxes if left < (b.x0 + b.x1) / 2 < right]
+        assert len(boxes) >= 3
+        assert all(a.x1 + 2 < b.x0 for a, b in pairwise(boxes))
+
+
 def test_embedding_refuses(embedded):
     with pytest.raises(ArgumentError, match="color='hue'"):
         plot.embedding(embedded, "hue")
@@ -467,6 +741,10 @@ def pictures(stim, run, detail, tensor, factors, ensemble, embedded):
         "similarity": plot.similarity_by_rank(ensemble),
         "factors": plot.factors(factors),
         "curves": plot.factor_curves(factors),
+        "rows of images": plot.factor_curves(factors, "image"),
+        "points of images": plot.factor_curves(factors, "image", overlay=True),
+        "images": plot.embedding(of(factors, "image")),
+        "by shift": plot.embedding(of(factors, "shift")),
         "by map": plot.embedding(embedded),
         "by row": plot.embedding(embedded, "patch_row"),
         "both": plot.embedding(embedded, "both"),
@@ -481,7 +759,7 @@ def test_every_picture_draws_on_both_backends(
 
     made = pictures(stim, run, detail, tensor, factors, ensemble, embedded)
     bars = {"predictions", "attention_matrices", "attention_query", "feature_map_layers"}
-    bars |= {"neuron_matrix", "filmstrip", "activity", "factors", "by row", "both"}
+    bars |= {"neuron_matrix", "filmstrip", "activity", "factors", "by row", "both", "by shift"}
     for name, picture in made.items():
         drawn = plot.figure(picture)
         assert len(drawn.axes) == 1, name
@@ -491,6 +769,9 @@ def test_every_picture_draws_on_both_backends(
 
 
 def test_nothing_written_lies_outside_or_overlaps(stim, run, detail, tensor, factors):
+    many = synthetic.extraction(stim, step=8, layers=(0,), channels=30)
+    # numbers of three digits after the point, which are wider than 24 columns are
+    crowded = synthetic.neuron_tensor(many, 0, maps=24) * 0.01234
     for picture in (
         plot.stimuli(stim),
         plot.shifts(stim["pixels"].values[0], [0, 8], [0, 8, 16]),
@@ -500,6 +781,7 @@ def test_nothing_written_lies_outside_or_overlaps(stim, run, detail, tensor, fac
         plot.neuron_matrix(tensor.mean("shift")),
         plot.filmstrip(tensor, int(tensor["feature_map"].values[0])),
         plot.activity(tensor),
+        plot.activity(crowded),
         plot.factors(factors),
     ):
         drawn = plot.figure(picture)

@@ -203,6 +203,91 @@ def test_one_of_everything(tmp_path):
     assert "nan" not in reader.text
 
 
+def test_a_bar_counts_the_pictures_unless_it_is_not_wanted(tmp_path, results, capsys):
+    few = {k: results[k] for k in ("stimuli", "activations")}
+    few["activations"] = few["activations"][["activation"]]
+    page = write_report(tmp_path, few, command="x", progress=True)
+    said = capsys.readouterr().err
+    pictures = len(read(page)[1].images)
+    assert f"{pictures}/{pictures}" in said
+    assert "report" in said
+    assert "picture" in said
+    write_report(tmp_path, few, command="x", progress=False)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("ndim", [1, 2])
+def test_the_shifts_shown_are_evenly_spaced_and_said(tmp_path, monkeypatch, ndim):
+    from vitxr import plot
+
+    stim = synthetic.stimuli(per_class=1, classes=(0,))
+    run = synthetic.extraction(stim, step=3, layers=(0,), channels=4)  # 11 x 11 shifts
+    if ndim == 2:
+        dy, dx = np.meshgrid(run["offset_y"].values, run["offset_x"].values, indexing="ij")
+        lattice = ("shift_y", "shift_x")
+        run = run.assign_coords(offset_y=(lattice, dy), offset_x=(lattice, dx))
+    drawn, shifts = [], plot.shifts
+    monkeypatch.setattr(
+        plot, "shifts", lambda p, dy, dx: drawn.append((dy, dx)) or shifts(p, dy, dx)
+    )
+    page = write_report(tmp_path, {"stimuli": stim, "activations": run}, progress=False)
+    ((dy, dx),) = drawn
+    dy, dx = (dy[:, 0], dx[0]) if ndim == 2 else (dy, dx)
+    assert dy.tolist() == [0, 9, 18, 27]
+    assert dx.tolist() == [0, 6, 12, 18, 24, 30]
+    text = read(page)[1].text
+    assert "4 x 6 of the 121 shifts" in text
+    assert "every 3rd vertical and every 2nd horizontal one" in text
+
+
+def test_stimuli_of_mixed_sizes_are_drawn(tmp_path):
+    import vitxr
+
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(0, 255, (*size, 3), np.uint8) for size in ((20, 30), (40, 25))]
+    stim = vitxr.open_images(arrays)
+    run = synthetic.extraction(
+        synthetic.stimuli(per_class=2, classes=(0,)), step=8, layers=(0,), channels=4, heads=1
+    ).assign_coords(image=stim["image"].values)
+    page = write_report(tmp_path, {"stimuli": stim, "activations": run}, progress=False)
+    _, reader = read(page)
+    assert "20 x 30 to 40 x 25 pixels, each fitted into its tile" in reader.text
+    names = {p.stem for p in (tmp_path / "figures").glob("*.png")}
+    assert {"stimuli", "shifts", "attention_query_block_0"} <= names
+
+
+def test_a_neuron_matrix_of_many_images_is_shown_by_class(results):
+    from vitxr.report.found import _few_rows
+
+    stim = synthetic.stimuli(per_class=5, classes=(3, 1))
+    run = synthetic.extraction(stim, step=8, layers=(0,), channels=6)
+    matrix = synthetic.neuron_tensor(run, 0, maps=2).mean("shift")
+    shown, title, row = _few_rows(matrix)
+    assert shown.dims == ("neuron", "image")
+    assert shown["image"].values.tolist() == ["3", "1"]
+    for k, label in enumerate(("3", "1")):
+        of_class = matrix.values[:, matrix["label"].values == label]
+        np.testing.assert_allclose(shown.values[:, k], of_class.mean(1), rtol=1e-6)
+    np.testing.assert_array_equal(shown["feature_map"], matrix["feature_map"])
+    assert title.endswith("images of a class")
+    assert row.startswith("a class")
+    few = results["matrices"][0]
+    assert _few_rows(few)[0] is few
+    shown, title, _ = _few_rows(matrix.drop_vars("label"))
+    assert shown.sizes["image"] == 8
+    assert title.endswith("(8 of 10 images)")
+
+
+@pytest.mark.parametrize(
+    ("n", "said"),
+    [(1, "every"), (2, "every 2nd"), (3, "every 3rd"), (11, "every 11th"), (21, "every 21st")],
+)
+def test_every_so_many_in_words(n, said):
+    from vitxr.report.words import ordinal
+
+    assert ordinal(n) == said
+
+
 def test_refuses_unknown_results_before_writing(tmp_path, results):
     with pytest.raises(ArgumentError, match=r"results has 'stimulus'; expected .* stimuli"):
         write_report(tmp_path / "a", {"stimulus": results["stimuli"]})
@@ -211,7 +296,7 @@ def test_refuses_unknown_results_before_writing(tmp_path, results):
     factors = results["factors"][0].drop_vars("image_factor")
     broken = {"stimuli": results["stimuli"], "factors": {0: factors}}
     with pytest.raises(KeyError, match="image_factor"):
-        write_report(tmp_path / "a", broken)
+        write_report(tmp_path / "a", broken, progress=False)
     assert list(tmp_path.iterdir()) == []
     assert set(results) == set(RESULTS)
 

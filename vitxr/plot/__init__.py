@@ -12,9 +12,11 @@ pixels of the mosaic with row 0 at the top.
 from __future__ import annotations
 
 from vitxr.plot.attention import attention_matrices, attention_query
-from vitxr.plot.components import factor_curves, factors
+from vitxr.plot.classes import predictions
+from vitxr.plot.components import factors
+from vitxr.plot.curves import factor_curves
 from vitxr.plot.fits import objective_by_rank, similarity_by_rank
-from vitxr.plot.images import predictions, shifts, stimuli
+from vitxr.plot.images import shifts, stimuli
 from vitxr.plot.manifold import embedding, embedding_3d, explained_variance, patch_colors
 from vitxr.plot.maps import feature_map_layers, neuron_matrix
 from vitxr.plot.output import figure, render, save

@@ -13,27 +13,106 @@ import xarray as xr
 from vitxr.errors import ArgumentError, DataError
 
 __all__ = [
+    "described",
     "frame",
     "image_positions",
     "image_titles",
     "labels_of",
     "lattice_offsets",
     "neuron_maps",
+    "one_fit",
     "one_per_label",
+    "part_of",
     "prefix_and_grid",
     "unshifted",
     "variable",
+    "with_dims",
 ]
 
 
-def variable(data: xr.Dataset | xr.DataArray | xr.DataTree, name: str) -> xr.DataArray:
+def described(data: Any) -> str:
+    """Say what was given, for messages.
+
+    Examples
+    --------
+    >>> described(xr.DataArray(np.zeros((2, 3)), dims=("neuron", "image"), name="activation"))
+    'the DataArray `activation` (neuron, image)'
+    """
+    if isinstance(data, xr.DataArray):
+        return f"the DataArray `{data.name or 'unnamed'}` ({', '.join(map(str, data.dims))})"
+    if isinstance(data, xr.DataTree):
+        return f"a DataTree with {', '.join(data.children) or 'no children'}"
+    if isinstance(data, xr.Dataset):
+        return f"a Dataset with {', '.join(map(str, data.data_vars)) or 'no variables'}"
+    return f"a {type(data).__name__}"
+
+
+def variable(data: Any, name: str, remedy: str = "") -> xr.DataArray:
     """Take ``name`` from a Dataset or the root of a tree; a DataArray is taken as it is."""
     if isinstance(data, xr.DataArray):
         return data
-    if name not in data:
-        have = ", ".join(map(str, data.data_vars)) or "none"
-        raise DataError(f"the picture needs the variable `{name}`; the data have: {have}.")
+    if not isinstance(data, xr.Dataset | xr.DataTree) or name not in data:
+        raise DataError(
+            f"the picture needs the variable `{name}`; given: {described(data)}. "
+            f"{remedy or 'Give the data that hold it.'}"
+        )
     return data[name]  # type: ignore[return-value]
+
+
+def with_dims(data: Any, name: str, dims: tuple[str, ...], remedy: str) -> xr.DataArray:
+    """Take ``name``, refuse it with other dimensions than ``dims``, and put it in their order."""
+    array = variable(data, name, remedy)
+    if set(array.dims) != set(dims):
+        within = (
+            "" if data is array else f", its `{name}` having ({', '.join(map(str, array.dims))})"
+        )
+        raise DataError(
+            f"the picture needs `{name}` with dims ({', '.join(dims)}); given: "
+            f"{described(data)}{within}. {remedy}"
+        )
+    return array.transpose(*dims)
+
+
+def one_fit(f: Any) -> xr.Dataset:
+    """Take the factors of one fit; of an ensemble say how to choose one."""
+    if isinstance(f, xr.DataTree):
+        ranks = [name for name in f.children if name.startswith("rank_")]
+        if ranks:
+            raise ArgumentError(
+                f"an ensemble was given, of {', '.join(ranks)}; expected the factors of one fit: "
+                f"{_choice(int(ranks[0].removeprefix('rank_')))}."
+            )
+        f = f.to_dataset()
+    if not isinstance(f, xr.Dataset):
+        raise DataError(
+            f"expected the Dataset of factors of one fit; given: {described(f)}. Make one with "
+            "t.vit.factorize(rank=25)."
+        )
+    if "replicate" in f.dims:
+        raise ArgumentError(
+            f"the factors hold {f.sizes['replicate']} replicates; expected one fit: "
+            f"{_choice(f.sizes.get('component', 8))}."
+        )
+    return f
+
+
+def _choice(rank: int) -> str:
+    return (
+        f"the best replicate is tree.vit.best({rank}), any other "
+        f'tree["rank_{rank}"].to_dataset().sel(replicate=0), of the ensemble `tree`'
+    )
+
+
+def part_of(title: str, *parts: tuple[int, int, str]) -> str:
+    """Say in the title what was left out: (shown, there are, of what).
+
+    Examples
+    --------
+    >>> part_of("Activity", (3, 6, "images"), (5, 5, "feature maps"))
+    'Activity (3 of 6 images)'
+    """
+    said = [f"{shown} of {whole} {what}" for shown, whole, what in parts if shown < whole]
+    return f"{title} ({', '.join(said)})" if said else title
 
 
 def image_positions(array: xr.DataArray | xr.Dataset, images: Any) -> list[int]:

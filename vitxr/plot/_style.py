@@ -27,7 +27,9 @@ __all__ = [
     "beside",
     "categorical",
     "curve_axes",
+    "cyclic",
     "holoviews",
+    "shorten",
     "styled",
 ]
 
@@ -105,6 +107,18 @@ def categorical(n: int) -> list[str]:
         r, g, b = np.rint(hue + share * (target - hue)).astype(int)
         colors.append(f"#{r:02x}{g:02x}{b:02x}")
     return colors
+
+
+def cyclic() -> list[str]:
+    """Colours for circular quantities: the last is next to the first, none is near white."""
+    import colorcet  # comes with HoloViews
+
+    return list(colorcet.palette["cyclic_mrybm_35_75_c68"])
+
+
+def shorten(text: str, limit: int) -> str:
+    """Cut text to so many characters, the last being an ellipsis."""
+    return text if len(text) <= limit else text[: max(1, limit - 1)] + "…"
 
 
 def styled(

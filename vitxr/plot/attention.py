@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from vitxr.errors import ArgumentError
+from vitxr.errors import ArgumentError, DataError
 from vitxr.plot._mosaic import Words, canvas, image, scale_for, side_bar, tile
-from vitxr.plot._select import frame, image_positions, prefix_and_grid, variable
+from vitxr.plot._select import described, frame, image_positions, prefix_and_grid, variable
 from vitxr.plot._style import VALUES, holoviews, styled
-from vitxr.plot.images import _pixels, _rgb, rgb_element
+from vitxr.plot.images import one_image, rgb_bytes, rgb_element
 
 __all__ = ["attention_matrices", "attention_query"]
 
@@ -21,6 +21,17 @@ def _decades(low: float, high: float) -> tuple[list[float], list[str]]:
     """Whole powers of ten between the limits, with plain labels."""
     powers = range(math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9) + 1)
     return [10.0**p for p in powers], [f"{10.0**p:g}" for p in powers]
+
+
+def _weights(attention: Any) -> xr.DataArray:
+    remedy = 'Extract it with variables=("activation", "attention").'
+    array = variable(attention, "attention", remedy)
+    if {"head", "query", "key"} - set(array.dims):
+        raise DataError(
+            "the picture needs `attention` with dims ([image, layer,] head, query, key); given: "
+            f"{described(attention)}. {remedy}"
+        )
+    return array
 
 
 def attention_matrices(
@@ -53,7 +64,7 @@ def attention_matrices(
     ----------
     The original notebook, section 3 ("Visualize attention matrix").
     """
-    array = variable(attention, "attention")
+    array = _weights(attention)
     array = (
         array.isel(image=image_positions(array, image_at)[0]) if "image" in array.dims else array
     )
@@ -100,7 +111,7 @@ def attention_query(
     layer: int,
     image_at: int | str = 0,
     grid: tuple[int, int] | None = None,
-    pixels: xr.DataArray | np.ndarray | None = None,
+    pixels: xr.Dataset | xr.DataArray | np.ndarray | None = None,
     title: str | None = None,
 ) -> Any:
     """Show what one patch attends to, on the patch grid, one panel a head.
@@ -122,8 +133,10 @@ def attention_query(
     grid
         Rows and columns of the patch grid; known where a Dataset is given.
     pixels
-        The image (row, col, channel) uint8 to show beside the panels, or the
-        stimuli's ``pixels`` with a dimension ``image``.
+        What to show beside the panels: the stimuli, of which the one image is read,
+        whatever their sizes; or the image itself, (row, col, channel) uint8. It is
+        stretched over the patch grid, so that where the preprocessing crops an image
+        the outline on it is not exact.
     title
         Title of the picture.
 
@@ -142,7 +155,7 @@ def attention_query(
     The original notebook, section 3 ("Visualize attention map").
     """
     hv = holoviews()
-    array = variable(attention, "attention")
+    array = _weights(attention)
     at = image_positions(array, image_at)[0] if "image" in array.dims else 0
     tokens = array.sizes["query"]
     prefix, (rows, cols) = prefix_and_grid(attention, tokens, grid)
@@ -177,11 +190,13 @@ def attention_query(
     places = [divmod(k, wide) for k in range(cells)]
     names = ["image"] * (cells - heads) + [f"head {h}" for h in range(heads)]
     if pixels is not None:
-        shown = pixels
         if isinstance(pixels, xr.DataArray | xr.Dataset):
-            shown = _pixels(pixels)
-            shown = shown.isel(image=at) if "image" in shown.dims else shown
-        rgba = _rgb(np.asarray(shown))
+            name = None
+            if "image" in array.coords:
+                name = str(np.atleast_1d(array["image"].values)[at])
+            rgba = one_image(pixels, at, name, limit=512)
+        else:
+            rgba = rgb_bytes(np.asarray(pixels))
         parts.append(rgb_element(rgba, size=(cols, rows)))
     boxes = []
     for i, j in places:

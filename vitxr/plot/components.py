@@ -9,33 +9,30 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from vitxr.errors import ArgumentError
+from vitxr.errors import DataError
 from vitxr.plot._mosaic import Words, canvas, image, scale_for, small, tile
-from vitxr.plot._select import labels_of, lattice_offsets, neuron_maps, variable
+from vitxr.plot._select import (
+    labels_of,
+    lattice_offsets,
+    neuron_maps,
+    one_fit,
+    variable,
+    with_dims,
+)
 from vitxr.plot._style import (
     OTHER_VALUES,
     SMALL,
     VALUES,
     bar,
     categorical,
-    curve_axes,
     holoviews,
     styled,
 )
 
-__all__ = ["factor_curves", "factors"]
+__all__ = ["factors"]
 
 #: Inches of the columns of :func:`factors` and of the space between them.
 _NEURONS, _IMAGES, _SPACE = 4.4, 1.25, 0.12
-
-
-def _one_fit(f: xr.Dataset) -> xr.Dataset:
-    if "replicate" in f.dims:
-        raise ArgumentError(
-            f"the factors hold {f.sizes['replicate']} replicates: select one, "
-            "f.isel(replicate=0), or the best by its objective."
-        )
-    return f
 
 
 def factors(f: xr.Dataset, *, components: Any = None, title: str = "Factors") -> Any:
@@ -69,7 +66,7 @@ def factors(f: xr.Dataset, *, components: Any = None, title: str = "Factors") ->
     The original notebook, section 7 (``get_tensor_factors_plot``).
     """
     hv = holoviews()
-    f = _one_fit(f)
+    f = _cp(one_fit(f))
     if components is not None:
         f = f.isel(component=np.atleast_1d(components))
     maps, numbers = neuron_maps(variable(f, "neuron_factor"))
@@ -159,6 +156,25 @@ def factors(f: xr.Dataset, *, components: Any = None, title: str = "Factors") ->
         margins=(0.35, 0.32, 0.03, 0.62),
         title=title,
     )
+
+
+def _cp(f: xr.Dataset) -> xr.Dataset:
+    """Check that the factors are those of a CP model."""
+    remedy = "Give the factors of one fit, t.vit.factorize(rank=25)."
+    for dim in ("neuron", "image", "shift"):
+        name = f"{dim}_factor"
+        if dim == "shift" and name not in f:
+            continue
+        array = variable(f, name, remedy)
+        if f"{dim}_component" in array.dims:
+            raise DataError(
+                f"`{name}` has dims ({', '.join(map(str, array.dims))}), as in a Tucker model, "
+                "whose components are not common to neurons, images and shifts; expected (neuron, "
+                "component). Fit a CP model, method='ncp_hals', or draw one factor at a time with "
+                f"factor_curves(f, {dim!r})."
+            )
+        with_dims(f, name, (dim, "component"), remedy)
+    return f
 
 
 def _numbers(f: xr.Dataset) -> list[int]:
@@ -262,54 +278,3 @@ def _offset_ticks(
             va="top",
         )
     ]
-
-
-def factor_curves(f: xr.Dataset, mode: str = "shift", *, title: str | None = None) -> Any:
-    """Curves of one factor: the loading against the place in the tensor, a curve a component.
-
-    Parameters
-    ----------
-    f
-        Factors of one fit.
-    mode
-        ``"shift"``, ``"image"`` or ``"neuron"``: which ``<mode>_factor``.
-    title
-        Title of the picture.
-
-    Returns
-    -------
-    holoviews.NdOverlay
-        A ``Curve`` a component, keyed by ``component``.
-
-    Raises
-    ------
-    DataError
-        If the fit has no such factor, as a fit to a matrix has no shift factor.
-
-    References
-    ----------
-    The original notebook, section 7 (``plt.plot(neuron_factor)``).
-    """
-    hv = holoviews()
-    array = variable(_one_fit(f), f"{mode}_factor").transpose(mode, "component")
-    values = np.asarray(array.values)
-    number = _numbers(f)
-    x = hv.Dimension(f"{mode}_position", label=f"{mode.capitalize()} (position in the tensor)")
-    y = hv.Dimension("loading", label="Loading")
-    colors = categorical(len(number))
-    curves = {
-        n: styled(
-            hv.Curve((np.arange(len(values)), values[:, k]), x, y),
-            both={"color": colors[k]},
-            mpl={"linewidth": 0.9, "linestyle": ("-", "--", ":")[k // 8 % 3]},
-            bokeh={"line_width": 1.5, "line_dash": ("solid", "dashed", "dotted")[k // 8 % 3]},
-        )
-        for k, n in enumerate(number)
-    }
-    return curve_axes(
-        hv.NdOverlay(curves, kdims=["component"]),
-        title=title or f"{mode.capitalize()} factor",
-        size=(5.6, 2.4),
-        legend_position="right",
-        legend_cols=1 + (len(number) - 1) // 13,
-    )

@@ -8,16 +8,17 @@ import numpy as np
 import xarray as xr
 
 from vitxr.errors import DataError
-from vitxr.plot._select import variable
+from vitxr.plot._select import with_dims
 from vitxr.plot._style import beside, categorical, curve_axes, holoviews, styled
 
 __all__ = ["objective_by_rank", "similarity_by_rank"]
 
+_REMEDY = "Give the ensemble, t.vit.fit_ensemble(ranks=[20, 25, 30]); of one fit see f.objective."
 _POINTS, _LINE = categorical(5)[4], categorical(1)[0]
 
 
 def _by_rank(ensemble: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
-    array = variable(ensemble, name).transpose("rank", "replicate")
+    array = with_dims(ensemble, name, ("rank", "replicate"), _REMEDY)
     order = np.argsort(array["rank"].values, kind="stable")
     return array["rank"].values[order], np.asarray(array.values, dtype=np.float64)[order]
 

@@ -1,4 +1,4 @@
-"""Pictures of the stimuli: the images, their shifts, what the model says they are."""
+"""Pictures of the stimuli: the images and their shifts."""
 
 from __future__ import annotations
 
@@ -7,17 +7,28 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from vitxr.errors import ArgumentError, DataError
-from vitxr.plot._mosaic import Words, canvas, image, scale_for, small, tile
-from vitxr.plot._select import frame, image_positions, labels_of, variable
-from vitxr.plot._style import SMALL, TEXT, VALUES, bar, holoviews, styled
+from vitxr.plot._mosaic import Words, canvas, scale_for, small, tile
+from vitxr.plot._select import (
+    described,
+    image_positions,
+    image_titles,
+    labels_of,
+    part_of,
+    variable,
+)
+from vitxr.plot._style import TEXT, holoviews, shorten, styled
 
-__all__ = ["predictions", "shifts", "stimuli"]
+__all__ = ["one_image", "rgb_bytes", "rgb_element", "shifts", "stimuli"]
+
+#: Pixels along the longer side of an image in a mosaic, at most.
+_TILE = 256
 
 
-def _rgb(pixels: np.ndarray) -> np.ndarray:
+def rgb_bytes(pixels: np.ndarray) -> np.ndarray:
     """Any image or stack of images as RGBA bytes: grey is repeated, alpha kept."""
     if pixels.dtype != np.uint8:
         raise ArgumentError(
@@ -48,26 +59,94 @@ def rgb_element(pixels: np.ndarray, size: tuple[float, float] | None = None) -> 
     return styled(element, mpl={"interpolation": "antialiased" if many else "nearest"})
 
 
-def _pixels(stim: xr.Dataset | xr.DataArray) -> xr.DataArray:
-    if isinstance(stim, xr.Dataset) and "pixels" not in stim:
-        raise DataError(
-            "the stimuli have no `pixels`: the files differ in size. "
-            "Open them at one size, open_images(source, size=224), to draw them."
-        )
-    return variable(stim, "pixels").transpose(..., "row", "col", "channel")
-
-
-def _shorten(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: max(1, limit - 1)] + "…"
-
-
-def stimuli(stim: xr.Dataset, *, columns: int | None = None, title: str = "Stimuli") -> Any:
-    """Mosaic of the images with their labels, row by row.
+def one_image(stim: Any, at: int, name: str | None = None, limit: int | None = None) -> np.ndarray:
+    """Pixels of one image as RGBA bytes, from wherever the stimuli keep them.
 
     Parameters
     ----------
     stim
-        Stimuli with ``pixels`` (image, row, col, channel) uint8.
+        Stimuli, with ``pixels`` or with files or ``encoded`` images of any size; or
+        ``pixels`` alone.
+    at, name
+        Position of the image, and its name if it is known: that goes first.
+    limit
+        Reduce the image to this many pixels along its longer side if it has more.
+    """
+    if "image" in stim.dims:
+        names = [str(v) for v in stim["image"].values] if "image" in stim.coords else []
+        if name is not None and names and name not in names:
+            raise ArgumentError(
+                f"the stimuli have no image {name!r}; they have {', '.join(names[:6])}"
+                f"{', ...' if len(names) > 6 else ''}. Give the stimuli that were extracted."
+            )
+        at = names.index(name) if name in names else at
+    if isinstance(stim, xr.Dataset) and "pixels" not in stim:
+        from vitxr.stimuli import read_image
+
+        pixels = read_image(stim, at)
+    else:
+        array = variable(stim, "pixels")
+        if {"row", "col", "channel"} - set(array.dims):
+            raise DataError(
+                "pixels must have dims ([image,] row, col, channel); given: "
+                f"{described(stim)}. Give stimuli from open_images."
+            )
+        array = array.isel(image=at) if "image" in array.dims else array
+        pixels = np.asarray(array.transpose("row", "col", "channel").values)
+    rgba = rgb_bytes(pixels)
+    return rgba if limit is None or max(rgba.shape) <= limit else _resized(rgba, limit)
+
+
+def _resized(rgba: np.ndarray, side: int) -> np.ndarray:
+    """Scale so that the longer side is ``side``, the aspect kept."""
+    from PIL import Image
+
+    height, width = rgba.shape[:2]
+    share = side / max(height, width)
+    size = max(1, round(width * share)), max(1, round(height * share))
+    how = Image.Resampling.LANCZOS if share < 1 else Image.Resampling.NEAREST
+    return np.asarray(Image.fromarray(rgba).resize(size, how))
+
+
+def _choice(stim: xr.Dataset, images: Any, most: int) -> list[int]:
+    """Positions of the images to draw: those asked for, else the first of each class."""
+    if images is not None:
+        return image_positions(stim, images)
+    labels = np.asarray(labels_of(stim), dtype=object)
+    if len(labels) <= most:
+        return list(range(len(labels)))
+    # the place of each image within its class: the first of all classes go first
+    turn = np.empty(len(labels), dtype=int)
+    for one in pd.unique(labels):
+        members = np.flatnonzero(labels == one)
+        turn[members] = np.arange(len(members))
+    return sorted(np.argsort(turn, kind="stable")[:most].tolist())
+
+
+def stimuli(
+    stim: xr.Dataset,
+    *,
+    images: Any = None,
+    most: int = 96,
+    columns: int | None = None,
+    title: str = "Stimuli",
+) -> Any:
+    """Mosaic of the images with their labels, row by row.
+
+    Images are read one by one, and none is drawn with more than 256 pixels along
+    its longer side. Images that differ in size are fitted into equal tiles, each
+    with its own aspect.
+
+    Parameters
+    ----------
+    stim
+        Stimuli from :func:`vitxr.open_images`: with ``pixels`` (image, row, col,
+        channel) uint8, or files of any size.
+    images
+        Names or positions; by default as many as `most`, evenly over the classes.
+    most
+        Images drawn at most, unless `images` says which. The title says how many
+        of how many are shown.
     columns
         Images a row; by default the images of a class where classes have one
         size and stand together, else about as many columns as rows.
@@ -82,7 +161,9 @@ def stimuli(stim: xr.Dataset, *, columns: int | None = None, title: str = "Stimu
     Raises
     ------
     DataError
-        If the images differ in size, so that there are no ``pixels``.
+        If there are no images.
+    ImageError
+        If the file of an image cannot be read, or has changed.
 
     Examples
     --------
@@ -91,30 +172,44 @@ def stimuli(stim: xr.Dataset, *, columns: int | None = None, title: str = "Stimu
     >>> stimuli(stim).Labels.I.dimension_values("text").tolist()
     ['a', 'b']
     """
-    pixels = _pixels(stim)
-    count = pixels.sizes["image"]
-    if count == 0:
+    if not isinstance(stim, xr.Dataset) or "image" not in stim.dims:
+        raise DataError(
+            f"expected stimuli, a Dataset with the dimension `image`; given: {described(stim)}. "
+            "Make one with open_images."
+        )
+    whole = stim.sizes["image"]
+    if whole == 0:
         raise DataError("there are no images to draw: the dimension `image` is empty.")
-    labels = labels_of(stim)
+    at = _choice(stim, images, most)
+    shown = stim.isel(image=at)
+    if "pixels" in stim:
+        rgba = [one_image(shown, i, limit=_TILE) for i in range(len(at))]
+    else:
+        sizes = np.maximum(shown["height"].values, shown["width"].values)
+        side = int(min(_TILE, sizes.max()))
+        rgba = [_resized(one_image(shown, i, limit=_TILE), side) for i in range(len(at))]
+    count = len(at)
+    labels = labels_of(shown)
     if columns is None:
         runs = 1 + sum(a != b for a, b in pairwise(labels))
         even = count % runs == 0 and len(set(labels)) == runs and 1 < runs < count
         columns = count // runs if even else math.ceil(math.sqrt(count * 1.6))
         columns = columns if columns <= 12 else math.ceil(math.sqrt(count * 1.6))
     rows = math.ceil(count / columns)
-    rgba = _rgb(np.asarray(pixels.values))
-    height, width = rgba.shape[1:3]
+    height, width = (max(one.shape[k] for one in rgba) for k in (0, 1))
     cells = np.zeros((rows * columns, height, width, 4), np.uint8)
-    cells[:count] = rgba
+    for cell, one in zip(cells, rgba, strict=False):
+        top, left = (height - one.shape[0]) // 2, (width - one.shape[1]) // 2
+        cell[top : top + one.shape[0], left : left + one.shape[1]] = one
     scale = scale_for(columns * width * 1.12, largest=0.75, cell=max(width, height))
     gap = max(1, math.ceil(0.25 / scale))  # room for the label
     mosaic, tiles = tile(cells.reshape(rows, columns, height, width, 4), gap=gap, fill=0)
     scale = min(scale, 7.2 / tiles.shape[1])
     edge = 0.03 / scale
     fits = int(width * scale / (TEXT / 72 * 0.6))
-    words = labels if any(labels) else [str(v) for v in stim["image"].values]
+    words = labels if any(labels) else image_titles(shown, list(range(count)))
     text = [
-        (tiles.x(i % columns), tiles.y(i // columns) + height / 2 + edge, _shorten(word, fits))
+        (tiles.x(i % columns), tiles.y(i // columns) + height / 2 + edge, shorten(word, fits))
         for i, word in enumerate(words)
     ]
     return canvas(
@@ -122,7 +217,7 @@ def stimuli(stim: xr.Dataset, *, columns: int | None = None, title: str = "Stimu
         span=(tiles.shape[1], tiles.shape[0]),
         scale=scale,
         margins=(0.03, 0.03, 0.03, 0.2),
-        title=title,
+        title=part_of(title, (count, whole, "images")),
     )
 
 
@@ -176,7 +271,7 @@ def shifts(
             f"offset_y has shape {dy.shape} and offset_x {dx.shape}; expected two 1-D arrays (a "
             "lattice) or two 2-D arrays of one shape."
         )
-    rgba = _rgb(values)
+    rgba = rgb_bytes(values)
     rows, cols = dy.shape
     height, width = rgba.shape[:2]
     frames = np.empty((rows, cols, height, width, 4), np.uint8)
@@ -213,136 +308,5 @@ def shifts(
         span=(tiles.shape[1], tiles.shape[0]),
         scale=scale,
         margins=margins,
-        title=title,
-    )
-
-
-def probabilities(logits: xr.DataArray) -> xr.DataArray:
-    """Softmax over the classes, computed in float64."""
-    z = logits.astype(np.float64)
-    e = xr.apply_ufunc(np.exp, z - z.max("class"), dask="allowed")
-    return e / e.sum("class")
-
-
-def predictions(
-    logits: xr.DataArray | xr.Dataset,
-    *,
-    images: Any = None,
-    most: int = 24,
-    title: str = "Class probabilities, no shift",
-) -> Any:
-    """Heatmap of the class probabilities of every image, at the frame nearest to no shift.
-
-    The probability is the softmax of the logits. A dot marks the class predicted;
-    the picture names the image's own label at the left, and a square marks the
-    class of that name where the model has one.
-
-    Parameters
-    ----------
-    logits
-        ``logits`` (image, [shift_y, shift_x,] class) with the class names as
-        coordinate, or the Dataset that holds it.
-    images
-        Names or positions of the images to show; all by default.
-    most
-        Classes shown at most. Of more than twelve classes only those predicted for
-        some image and those of the labels are shown, made up to twelve by the most
-        probable.
-    title
-        Title of the picture.
-
-    Returns
-    -------
-    holoviews.Overlay
-        ``Image.I`` holds the probabilities, image x class shown.
-
-    Examples
-    --------
-    >>> logits = xr.DataArray([[0.0, 2.0]], dims=("image", "class"),
-    ...     coords={"image": ["a"], "class": ["cat", "dog"]})
-    >>> predictions(logits).Image.I.dimension_values("Probability").round(2)
-    array([0.12, 0.88])
-    """
-    hv = holoviews()
-    array = frame(variable(logits, "logits"))
-    array = array.isel(image=image_positions(array, images)).transpose("image", "class")
-    p = probabilities(array)
-    values = np.asarray(p.values)
-    if "class" in p.coords:
-        names = [str(c) for c in p["class"].values]
-    else:
-        names = [str(i) for i in range(p.sizes["class"])]
-    labels = labels_of(array)
-    best = values.argmax(1)
-    shown = np.arange(len(names))
-    if len(names) > min(most, 12):
-        wanted = set(best.tolist()) | {names.index(v) for v in labels if v in names}
-        by_mass = [int(c) for c in np.argsort(-values.max(0), kind="stable")]
-        chosen = [c for c in by_mass if c in wanted] + [c for c in by_mass if c not in wanted]
-        shown = np.sort(chosen[: min(most, max(12, len(wanted)))])
-    values = values[:, shown]
-    rows, cols = values.shape
-    scale = min(0.28, 7.0 / max(rows, 1))
-    wide = min(0.62, 4.6 / cols) / scale  # a column in units of a row
-    heat = image(
-        values.astype(np.float64),
-        "Probability",
-        cmap=VALUES,
-        clim=(0.0, 1.0),
-        pixel=(wide, 1.0),
-        origin=((wide - 1) / 2, 0.0),
-        hook=bar(
-            "Probability",
-            (cols * wide - 0.5 + 0.12 / scale, -0.5, 0.09 / scale, min(rows, 1.3 / scale)),
-            ticks=[0, 0.5, 1],
-        ),
-    )
-    at = {int(c): j for j, c in enumerate(shown)}
-    x = [(j + 0.5) * wide - 0.5 for j in range(cols)]
-    dots = [(x[at[int(c)]], i) for i, c in enumerate(best) if int(c) in at]
-    own = [
-        (x[at[names.index(v)]], i)
-        for i, v in enumerate(labels)
-        if v in names and names.index(v) in at
-    ]
-    marks = [
-        styled(
-            hv.Points(own, ["x", "y"]),
-            both={"marker": "s", "color": "none"},
-            mpl={"edgecolor": "#e34a33", "s": 46, "linewidth": 1.1},
-            bokeh={"line_color": "#e34a33", "size": 11},
-        ),
-        styled(
-            hv.Points(dots, ["x", "y"]),
-            both={"marker": "o", "color": "#e34a33"},
-            mpl={"edgecolor": "#ffffff", "s": 14, "linewidth": 0.5},
-            bokeh={"line_color": "#ffffff", "size": 6},
-        ),
-    ]
-    edge = 0.05 / scale
-    longest = int(wide * scale / (TEXT / 72 * 0.56))
-    slanted = max(len(names[c]) for c in shown) > longest
-    top = [(x[j], -0.5 - edge, _shorten(names[c], 24)) for j, c in enumerate(shown)]
-    left = [
-        (
-            -0.5 - edge,
-            i,
-            f"{_shorten(str(n), 18)}  ({_shorten(v, 16)})" if v else _shorten(str(n), 34),
-        )
-        for i, (n, v) in enumerate(zip(array["image"].values, labels, strict=True))
-    ]
-    key = "dot: class predicted" + ("     square: the image's label" if own else "")
-    words = [
-        small([(-0.5, rows - 0.5 + edge, key)], ha="left", va="top"),
-        Words(top, ha="left" if slanted else "center", va="bottom", angle=40 if slanted else 0),
-        Words(left, ha="right"),
-    ]
-    right = max(0.65, len(key) * SMALL / 72 * 0.6 - cols * wide * scale)
-    room = max(len(t[2]) for t in left) * TEXT / 72 * 0.58 + 0.1
-    return canvas(
-        [heat, *marks, *words],
-        span=(cols * wide, rows),
-        scale=scale,
-        margins=(room, 1.1 if slanted else 0.22, right, 0.2),
         title=title,
     )

@@ -8,19 +8,24 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from vitxr.errors import ArgumentError
+from vitxr.errors import ArgumentError, DataError
 from vitxr.plot._mosaic import Words, canvas, image, left_margin, scale_for, side_bar, small, tile
 from vitxr.plot._select import (
+    described,
     frame,
     image_positions,
     image_titles,
     neuron_maps,
     one_per_label,
+    part_of,
     variable,
+    with_dims,
 )
 from vitxr.plot._style import SIGNED, VALUES
 
 __all__ = ["feature_map_layers", "neuron_matrix"]
+
+_REMEDY = "Give a neuron matrix, ds.vit.neuron_matrix(layer=0), or t.mean('shift') of a tensor t."
 
 
 def feature_map_layers(
@@ -62,6 +67,11 @@ def feature_map_layers(
     The original notebook, section 3 (channel 391 of hidden states 0, 1 and 11).
     """
     array = variable(activation, "activation")
+    if {"image", "feature_map", "patch_row", "patch_col"} - set(array.dims):
+        raise DataError(
+            "the picture needs `activation` with dims (image, layer, feature_map, patch_row, "
+            f"patch_col); given: {described(activation)}. Give the extraction Dataset."
+        )
     if "layer" in array.coords and np.ndim(array["layer"].values):
         layers = [int(v) for v in array["layer"].values]
     else:
@@ -118,7 +128,11 @@ def feature_map_layers(
         span=(tiles.shape[1], tiles.shape[0]),
         scale=scale,
         margins=(left_margin(names), 0.3, 0.75, 0.04),
-        title=title or f"Channel {feature_map} across blocks",
+        title=title
+        or part_of(
+            f"Channel {feature_map} across blocks",
+            (len(at), array.sizes["image"] if images is None else 0, "images"),
+        ),
     )
 
 
@@ -145,6 +159,7 @@ def neuron_matrix(
     ----------
     The original notebook, section 7.1.
     """
+    matrix = with_dims(matrix, "activation", ("neuron", "image"), _REMEDY)
     maps, numbers = neuron_maps(matrix)
     values = maps.transpose("image", "feature_map", "patch_row", "patch_col").values
     mosaic, tiles = tile(values, gap=1)

@@ -21,12 +21,7 @@ def figure(element: Any) -> Any:
     closed.
     """
     hv = holoviews()
-    drawn = hv.Store.renderers["matplotlib"].get_plot(element).state
-    # a 3-D element is drawn twice, one axis exactly on the other: text looks bold
-    spatial = [axis for axis in drawn.axes if axis.name == "3d"]
-    for axis in spatial[:-1]:
-        axis.remove()
-    return drawn
+    return hv.Store.renderers["matplotlib"].get_plot(element).state
 
 
 def render(

@@ -11,19 +11,23 @@ import xarray as xr
 from vitxr.errors import ArgumentError, DataError
 from vitxr.plot._mosaic import Words, canvas, image, left_margin, scale_for, side_bar, small, tile
 from vitxr.plot._select import (
+    described,
     image_positions,
     image_titles,
     lattice_offsets,
     neuron_maps,
     one_per_label,
+    part_of,
+    variable,
+    with_dims,
 )
-from vitxr.plot._style import VALUES
+from vitxr.plot._style import SMALL, VALUES
 
 __all__ = ["activity", "filmstrip"]
 
 
 def filmstrip(
-    tensor: xr.DataArray,
+    tensor: xr.DataArray | xr.Dataset,
     feature_map: int,
     *,
     image_at: int | str = 0,
@@ -39,7 +43,7 @@ def filmstrip(
     Parameters
     ----------
     tensor
-        Neuron tensor (neuron, image, shift).
+        Neuron tensor (neuron, image, shift), or a Dataset that holds it as ``activation``.
     feature_map
         Channel number, one of those in the tensor.
     image_at
@@ -58,6 +62,12 @@ def filmstrip(
     ----------
     The original notebook, section 7 (the loop over 484 frames).
     """
+    remedy = "Give a neuron tensor, ds.vit.neuron_tensor(layer=0)."
+    tensor = with_dims(tensor, "activation", ("neuron", "image", "shift"), remedy)
+    if not isinstance(every, int | np.integer) or every < 1:
+        raise ArgumentError(f"every={every!r}: expected a positive integer.")
+    if "feature_map" not in tensor.coords:
+        raise DataError(f"the neurons have no coordinate `feature_map`. {remedy}")
     numbers = tensor["feature_map"].values
     chosen = np.flatnonzero(numbers == feature_map)
     if not len(chosen):
@@ -124,7 +134,7 @@ def _lattice_words(tensor: xr.DataArray, tiles: Any, scale: float, every: int) -
 
 
 def activity(
-    array: xr.DataArray,
+    array: xr.DataArray | xr.Dataset,
     *,
     images: Any = None,
     most: int = 24,
@@ -143,7 +153,8 @@ def activity(
         Neuron tensor (neuron, image, shift), or the activity (image, shift_y,
         shift_x, [layer,] feature_map).
     images
-        Names or positions; by default the first image of each class, at most 6.
+        Names or positions; by default the first image of each class, at most 6: the
+        title says how many of how many.
     most
         Feature maps shown at most, the first ones.
     title
@@ -158,9 +169,12 @@ def activity(
     ----------
     The original notebook, section 5 (``plot_activity``).
     """
+    array = _activity_of(array)
     at = image_positions(array, images) if images is not None else one_per_label(array)
     names = image_titles(array, at)
-    maps = _activity_on_lattice(array.isel(image=at)).isel(feature_map=slice(most))
+    maps = _activity_on_lattice(array.isel(image=at))
+    whole = maps.sizes["feature_map"]
+    maps = maps.isel(feature_map=slice(most))
     values = np.asarray(maps.values, dtype=np.float64)
     least = np.nanmin(values, axis=(0, 2, 3), keepdims=True)
     largest = np.nanmax(values, axis=(0, 2, 3), keepdims=True)
@@ -182,31 +196,56 @@ def activity(
         extra={"activity": raw},
     )
     edge = 0.05 / scale
-    line = 0.095 / scale
+    spans = [[f"{v:.2g}" for v in row.ravel()] for row in (least, largest)]
+    # numbers wider than their column are written upwards
+    inches = max(len(text) for row in spans for text in row) * SMALL / 72 * 0.64 + 0.03
+    upright = inches > tiles.width * scale + gap * scale
+    line = (inches if upright else 0.095) / scale
+    angle = 90.0 if upright else 0.0
+    base = -0.5 - edge
     heads = [
-        (tiles.x(j), -0.5 - edge - 2 * line, int(n))
-        for j, n in enumerate(maps["feature_map"].values)
+        (tiles.x(j), base - 2 * line, int(n)) for j, n in enumerate(maps["feature_map"].values)
     ]
-    high = [(tiles.x(j), -0.5 - edge - line, f"{v:.2g}") for j, v in enumerate(largest.ravel())]
-    low = [(tiles.x(j), -0.5 - edge, f"{v:.2g}") for j, v in enumerate(least.ravel())]
-    side = [
-        (-0.5 - edge, -0.5 - edge - k * line, text)
-        for k, text in enumerate(("least", "largest", "feature map"))
-    ]
-    words = [
-        Words(heads, va="bottom"),
-        small(high, va="bottom", color="#555555"),
-        small(low, va="bottom", color="#555555"),
-        small(side, ha="right", va="bottom", color="#555555"),
-        Words([(-0.5 - edge, tiles.y(i), n) for i, n in enumerate(names)], ha="right"),
+    words = [Words(heads, va="bottom")]
+    for k, row in enumerate(spans):
+        items = [(tiles.x(j), base - k * line, text) for j, text in enumerate(row)]
+        words.append(small(items, va="bottom", color="#555555", angle=angle))
+    side = [(base, base - (k + 0.5) * line, t) for k, t in enumerate(("least", "largest"))]
+    side.append((base, base - 2 * line - 0.05 / scale, "feature map"))
+    words += [
+        small(side, ha="right", color="#555555"),
+        Words([(base, tiles.y(i), n) for i, n in enumerate(names)], ha="right"),
     ]
     return canvas(
         [picture, *words],
         span=(tiles.shape[1], tiles.shape[0]),
         scale=scale,
-        margins=(max(0.62, left_margin(names)), 0.38, 0.75, 0.04),
-        title=title,
+        margins=(max(0.62, left_margin(names)), 0.19 + 2 * line * scale, 0.75, 0.04),
+        title=part_of(
+            title,
+            (len(at), array.sizes["image"] if images is None else 0, "images"),
+            (maps.sizes["feature_map"], whole, "feature maps"),
+        ),
     )
+
+
+def _activity_of(array: xr.DataArray | xr.Dataset) -> xr.DataArray:
+    """Take the array to show: a neuron tensor, or the activity already averaged."""
+    remedy = "Give a neuron tensor, ds.vit.neuron_tensor(layer=0), or ds.vit.activity()."
+    if isinstance(array, xr.Dataset):
+        array = variable(array, "activity" if "activity" in array else "activation", remedy)
+    dims = set(getattr(array, "dims", ()))
+    if dims == {"neuron", "image"}:
+        raise DataError(
+            "the neuron matrix has no shifts to show activity across: give the neuron tensor."
+        )
+    averaged = {"image", "shift_y", "shift_x", "feature_map"}
+    if dims not in ({"neuron", "image", "shift"}, averaged, averaged | {"layer"}):
+        raise DataError(
+            "the picture needs an array with dims (neuron, image, shift) or (image, shift_y, "
+            f"shift_x, [layer,] feature_map); given: {described(array)}. {remedy}"
+        )
+    return array
 
 
 def _activity_on_lattice(array: xr.DataArray) -> xr.DataArray:
@@ -220,10 +259,6 @@ def _activity_on_lattice(array: xr.DataArray) -> xr.DataArray:
                 )
             array = array.isel(layer=0)
         return array.transpose("image", "feature_map", "shift_y", "shift_x")
-    if "shift" not in array.dims:
-        raise DataError(
-            "the neuron matrix has no shifts to show activity across: give the neuron tensor."
-        )
     numbers = pd.unique(array["feature_map"].values)
     of = pd.Index(numbers).get_indexer(array["feature_map"].values)
     values = np.asarray(array.transpose("neuron", "image", "shift").values)

@@ -98,12 +98,12 @@ def _few_rows(matrix: xr.DataArray, most: int = 8) -> tuple[xr.DataArray, str, s
         return matrix, title, "an image"
     if len(classes) in (0, n):
         return matrix.isel(image=slice(most)), f"{title} ({most} of {n} images)", "an image"
-    # a Variable keeps the neurons' multi-index out of the arithmetic
+    # of Variables: the neurons' multi-index stays out of the arithmetic
     means = [matrix.isel(image=labels == c).variable.mean("image") for c in classes[:12]]
     coords = {k: v for k, v in matrix.coords.items() if "image" not in v.dims}
     shown = xr.DataArray(
         xr.Variable.concat(means, "image"), coords={**coords, "image": classes[:12]}
-    )
+    ).transpose("neuron", "image")
     whole = f" ({len(means)} of {len(classes)} classes)" if len(means) < len(classes) else ""
     title = f"Neuron matrix: mean response over shifts and images of a class{whole}"
     return shown, title, "a class (the mean of its images)"

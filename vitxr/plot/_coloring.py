@@ -1,0 +1,225 @@
+"""What the points of an embedding are coloured by, and the key that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from vitxr.errors import ArgumentError, DataError
+from vitxr.plot._style import SMALL, TEXT, VALUES, cyclic
+
+__all__ = ["LABELS", "Coloring", "class_key", "coloring", "patch_colors"]
+
+#: What the points of an embedding may be coloured by, the default first.
+_BY: dict[str, tuple[str, ...]] = {
+    "neuron": ("feature_map", "patch_row", "patch_col", "both", "edge_distance", "label"),
+    "image": ("label", "image"),
+    "shift": ("offset_y", "offset_x"),
+}
+#: What is said of a point on hovering, where it is known.
+LABELS: dict[str, tuple[str, ...]] = {
+    "neuron": ("feature_map", "patch_row", "patch_col"),
+    "image": ("image", "label"),
+    "shift": ("offset_y", "offset_x"),
+}
+_CLASSES = ("feature_map", "label", "image")
+_NAMES = {
+    "patch_row": "Patch row (0 at the top)",
+    "patch_col": "Patch column (0 at the left)",
+    "edge_distance": "Patches to the border",
+    "offset_y": "Shift down, dy (px, circular)",
+    "offset_x": "Shift right, dx (px, circular)",
+}
+_HEADINGS = {"both": "row and column", "patch_col": "patch column"}
+# Corners of the map of places: top left, top right, bottom left, bottom right. Of
+# like lightness on the diagonals, and apart with red-green blindness as well.
+_CORNERS = np.array(
+    [[0x2B, 0x4B, 0x9B], [0x58, 0xC4, 0xDD], [0xB5, 0x3A, 0x2A], [0xF5, 0xC2, 0x42]]
+)
+
+
+def patch_colors(rows: Any, cols: Any) -> np.ndarray:
+    """Colour of places on the patch grid, by row and column at once, as RGB bytes.
+
+    The four corners have colours of their own and the places between are their
+    bilinear mixture.
+
+    Parameters
+    ----------
+    rows, cols
+        Places, scaled to 0..1 (top to bottom, left to right), of one shape.
+
+    Examples
+    --------
+    >>> patch_colors(0.0, 0.0)
+    array([ 43,  75, 155], dtype=uint8)
+    """
+    v, u = np.asarray(rows, dtype=float)[..., None], np.asarray(cols, dtype=float)[..., None]
+    a, b, c, d = _CORNERS
+    mixed = (1 - v) * ((1 - u) * a + u * b) + v * ((1 - u) * c + u * d)
+    return np.rint(mixed).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Coloring:
+    """Colours of points: of classes, of numbers, or of places on the patch grid.
+
+    Attributes
+    ----------
+    name
+        The coordinate, or ``"both"``.
+    kind
+        ``"class"``, ``"number"`` or ``"place"``.
+    heading
+        ``"By feature map"``.
+    values
+        Number of the class, or the number, or the colour, of every point.
+    groups
+        The classes, in the order in which they stand.
+    cmap, clim
+        Of numbers.
+    key
+        Matplotlib hook that draws the bar or the map of places beside the points.
+    """
+
+    name: str
+    kind: str
+    heading: str
+    values: np.ndarray
+    groups: list[Any] = field(default_factory=list)
+    cmap: Any = None
+    clim: tuple[float, float] = (0.0, 1.0)
+    label: str = ""
+    key: Callable[[Any, Any], None] | None = None
+
+
+def coloring(e: xr.Dataset, dim: str, color: str | None) -> Coloring:
+    """Colours of the points of an embedding of ``dim``, by ``color`` or the dimension's default."""
+    allowed = _BY[dim]
+    if color is None:
+        color = "image" if dim == "image" and "label" not in e.coords else allowed[0]
+    if color not in allowed:
+        raise ArgumentError(
+            f"color={color!r}: an embedding of dim {dim!r} is coloured by one of "
+            f"{', '.join(map(repr, allowed))}."
+        )
+    needed = ("patch_row", "patch_col") if color == "both" else (color,)
+    for name in needed:
+        if name not in e.coords or e[name].dims != (dim,):
+            have = [n for n in allowed if n in e.coords]
+            raise DataError(
+                f"the embedding has no coordinate `{name}` along {dim}; it can be coloured by "
+                f"{', '.join(have) or 'nothing'}. Embed the factors of a tensor made with "
+                "ds.vit.neuron_tensor, which labels them, or assign the coordinate."
+            )
+    words = "By " + _HEADINGS.get(color, color.replace("_", " "))
+    if color == "both":
+        rows, cols = (np.asarray(e[n].values) for n in needed)
+        rgb = patch_colors(_place(rows), _place(cols)).reshape(-1, 3)
+        hexes = np.array([f"#{r:02x}{g:02x}{b:02x}" for r, g, b in rgb], dtype=object)
+        key = _place_key(len(np.unique(rows)), len(np.unique(cols)))
+        return Coloring(color, "place", words, hexes, key=key)
+    values = np.asarray(e[color].values)
+    if color in _CLASSES:
+        number = color == "feature_map"
+        values = values if number else values.astype(str)
+        groups = [int(v) if number else str(v) for v in pd.unique(values)]
+        codes = pd.Index(groups).get_indexer(values)
+        return Coloring(color, "class", words, codes, groups=groups)
+    if dim == "shift":
+        words = "By vertical shift" if color == "offset_y" else "By horizontal shift"
+        limits: tuple[float, float] = (0.0, _period(e, color))
+        palette: Any = cyclic()
+    else:
+        limits, palette = (float(values.min()), float(values.max())), VALUES
+        limits = limits if limits[1] > limits[0] else (limits[0] - 0.5, limits[0] + 0.5)
+    label = _NAMES[color]
+    return Coloring(color, "number", words, values, [], palette, limits, label, _bar(label))
+
+
+def _place(values: np.ndarray) -> np.ndarray:
+    span = values.max() - values.min()
+    return (values - values.min()) / span if span else np.zeros(len(values))
+
+
+def _period(e: xr.Dataset, name: str) -> float:
+    """Pixels after which a shift is none: the input's size, else one step past the last."""
+    known = e.attrs.get("input_height" if name == "offset_y" else "input_width")
+    offsets = np.unique(e[name].values)
+    step = float(np.diff(offsets).min()) if len(offsets) > 1 else 1.0
+    return float(known) if known else float(offsets[-1]) + step
+
+
+def _bar(label: str) -> Any:
+    """Matplotlib hook: a slim colour bar beside the scatter."""
+
+    def hook(plot: Any, element: Any) -> None:
+        axis, artist = plot.handles["axis"], plot.handles["artist"]
+        if any(child.get_label() == label for child in axis.child_axes):
+            return
+        inset = axis.inset_axes((_right(axis), 0.0, 0.035, 0.6), label=label)
+        colorbar = axis.figure.colorbar(artist, cax=inset)
+        colorbar.outline.set_visible(False)
+        inset.yaxis.get_major_locator().set_params(integer=True)
+        inset.tick_params(labelsize=SMALL, length=2, width=0.5, pad=1.5)
+        colorbar.set_label(label, fontsize=TEXT, labelpad=3)
+        if label.startswith("Patch row"):
+            inset.invert_yaxis()
+
+    return hook
+
+
+def _place_key(rows: int, cols: int) -> Any:
+    """Matplotlib hook: the patch grid in its colours, beside the scatter."""
+
+    def hook(plot: Any, element: Any) -> None:
+        axis = plot.handles["axis"]
+        if any(child.get_label() == "key" for child in axis.child_axes):
+            return
+        inset = axis.inset_axes((_right(axis) + 0.01, 0.0, 0.22, 0.22), label="key")
+        v, u = np.meshgrid(_place(np.arange(rows)), _place(np.arange(cols)), indexing="ij")
+        inset.imshow(patch_colors(v, u), interpolation="nearest")
+        inset.set(xticks=[], yticks=[])
+        inset.set_xlabel("patch column", fontsize=SMALL, labelpad=2)
+        inset.set_ylabel("patch row", fontsize=SMALL, labelpad=2)
+        for spine in inset.spines.values():
+            spine.set_visible(False)
+
+    return hook
+
+
+def class_key(title: str, names: list[str], colors: list[str]) -> Any:
+    """Matplotlib hook: the classes and their colours, for a scatter without a key of its own."""
+
+    def hook(plot: Any, element: Any) -> None:
+        from matplotlib.lines import Line2D
+
+        axis = plot.handles["axis"]
+        if axis.get_legend() is None:
+            dots = [
+                Line2D([], [], linestyle="", marker="o", markersize=4, color=hue, label=name)
+                for name, hue in zip(names, colors, strict=True)
+            ]
+            axis.legend(
+                handles=dots,
+                title=title,
+                loc="center left",
+                bbox_to_anchor=(_right(axis), 0.5),
+                ncols=1 + (len(names) - 1) // 14,
+                frameon=False,
+                fontsize=SMALL + 0.5,
+                title_fontsize=SMALL + 0.5,
+                columnspacing=1.0,
+            )
+
+    return hook
+
+
+def _right(axis: Any) -> float:
+    """Where the key begins: the labels of a 3-D axis reach beyond it."""
+    return 1.08 if axis.name == "3d" else 1.04
