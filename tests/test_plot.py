@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import vitxr
 from vitxr import plot
 from vitxr.errors import ArgumentError, DataError
 from vitxr.plot._mosaic import Tiles, tile
-from vitxr.plot._select import frame, neuron_maps, unshifted
+from vitxr.plot._select import frame, neuron_maps, shift_words, unshifted
 from vitxr.plot._style import categorical
 
 pytest.importorskip("holoviews")
@@ -308,10 +309,19 @@ def test_unshifted_is_circular():
     a = xr.DataArray(
         np.zeros((2, 3)),
         dims=("shift_y", "shift_x"),
-        coords={"offset_y": ("shift_y", [10, 31]), "offset_x": ("shift_x", [5, 16, 30])},
-        attrs={"input_height": 32, "input_width": 32},
+        coords={
+            "offset_y": ("shift_y", [10, 31], {"period": 32}),
+            "offset_x": ("shift_x", [5, 16, 30], {"period": 32}),
+        },
     )
     assert unshifted(a) == (1, 2)
+    assert shift_words(a) == "shifted by (31, 30) px"
+    raster = vitxr.ShiftGrid(3, "raster").lattice(32, 32)
+    a = xr.DataArray(np.zeros((11, 12)), dims=("shift_y", "shift_x"), coords=raster.coords)
+    y, x = unshifted(a)
+    near = [min(int(a[k][y, x]), 32 - int(a[k][y, x])) for k in ("offset_y", "offset_x")]
+    every = [np.minimum(a[k].values, 32 - a[k].values) for k in ("offset_y", "offset_x")]
+    assert near[0] ** 2 + near[1] ** 2 == (every[0] ** 2 + every[1] ** 2).min()
 
 
 def test_attention_query_is_one_row_on_the_grid(detail, stim):
@@ -646,9 +656,10 @@ def test_embedding_of_shifts_is_coloured_in_a_circle(factors, color):
     palette = np.array([mpl.colors.to_rgb(c) for c in options["cmap"]])
     steps = np.abs(np.diff(np.vstack([palette, palette[:1]]), axis=0)).max(1)
     assert steps[-1] < 0.05  # the last colour is next to the first
-    given = e.assign_attrs(input_height=40, input_width=50)
+    given = e.copy()
+    given[color].attrs["period"] = 40
     (points,) = parts(plot.embedding(given, color), "Points")
-    assert _options(points)["clim"] == (0.0, {"offset_y": 40, "offset_x": 50}[color])
+    assert _options(points)["clim"] == (0.0, 40.0)
 
 
 def test_embedding_by_edge_distance_and_by_a_label_of_neurons(embedded):

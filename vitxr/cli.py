@@ -295,8 +295,8 @@ def _run_factorize(args: argparse.Namespace) -> None:
     ds = vitxr.open(args.store)
     if not isinstance(ds, xr.Dataset):
         raise ArgumentError(
-            f"{str(args.store)!r} holds a {type(ds).__name__}; expected a store of activations that "
-            "vitxr extract wrote."
+            f"{str(args.store)!r} holds a {type(ds).__name__}; expected a store of activations "
+            "that vitxr extract wrote."
         )
     make = ds.vit.neuron_matrix if args.matrix else ds.vit.neuron_tensor
     t = make(layer=args.layer, feature_maps=args.feature_maps, ranking=args.ranking).compute()

@@ -110,5 +110,8 @@ def run_demo(folder: str | Path, progress: bool = True) -> Path:
             "embeddings": factors.vit.embed(),
         }.items():
             results[key][layer] = value
-    say("Report: drawing the pictures")
-    return write_report(folder, {"stimuli": stim, "activations": ds, "detail": detail, **results})
+    return write_report(
+        folder,
+        {"stimuli": stim, "activations": ds, "detail": detail, **results},
+        progress=progress,
+    )

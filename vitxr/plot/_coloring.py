@@ -149,7 +149,7 @@ def _place(values: np.ndarray) -> np.ndarray:
 
 def _period(e: xr.Dataset, name: str) -> float:
     """Pixels after which a shift is none: the input's size, else one step past the last."""
-    known = e.attrs.get("input_height" if name == "offset_y" else "input_width")
+    known = e[name].attrs.get("period")
     offsets = np.unique(e[name].values)
     step = float(np.diff(offsets).min()) if len(offsets) > 1 else 1.0
     return float(known) if known else float(offsets[-1]) + step

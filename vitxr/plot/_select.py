@@ -24,6 +24,7 @@ __all__ = [
     "one_per_label",
     "part_of",
     "prefix_and_grid",
+    "shift_words",
     "unshifted",
     "variable",
     "with_dims",
@@ -162,15 +163,36 @@ def unshifted(array: xr.DataArray | xr.Dataset) -> tuple[int, int]:
     if ny * nx == 1 or "offset_y" not in array.coords:
         return 0, 0
     far = np.zeros((ny, nx))
-    for name, period in (("offset_y", "input_height"), ("offset_x", "input_width")):
+    for name in ("offset_y", "offset_x"):
         offset = array[name]
         values = np.asarray(offset.values, dtype=float)
         if values.ndim == 1:
             values = values[:, None] if offset.dims == ("shift_y",) else values[None, :]
-        around = float(array.attrs.get(period, np.inf))
+        around = float(offset.attrs.get("period", np.inf))
         far += np.minimum(np.abs(values), np.abs(around - values)) ** 2
     row, col = np.unravel_index(int(far.argmin()), far.shape)
     return int(row), int(col)
+
+
+def shift_words(array: xr.DataArray | xr.Dataset) -> str:
+    """Say how the frame that :func:`unshifted` finds is shifted.
+
+    Examples
+    --------
+    >>> a = xr.DataArray(np.zeros((2, 1)), dims=("shift_y", "shift_x"),
+    ...     coords={"offset_y": ("shift_y", [11, 22]), "offset_x": ("shift_x", [0])})
+    >>> shift_words(a)
+    'shifted by (11, 0) px'
+    """
+    if "offset_y" not in array.coords:
+        return "not shifted"
+    y, x = unshifted(array)
+    at = {"shift_y": y, "shift_x": x}
+    dy, dx = (
+        int(array[name].isel({d: i for d, i in at.items() if d in array[name].dims}))
+        for name in ("offset_y", "offset_x")
+    )
+    return f"shifted by ({dy}, {dx}) px" if dy or dx else "not shifted"
 
 
 def frame(

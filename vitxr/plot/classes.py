@@ -9,7 +9,7 @@ import xarray as xr
 
 from vitxr.errors import DataError
 from vitxr.plot._mosaic import Words, canvas, image, small
-from vitxr.plot._select import described, frame, image_positions, labels_of, variable
+from vitxr.plot._select import described, frame, image_positions, labels_of, shift_words, variable
 from vitxr.plot._style import SMALL, TEXT, VALUES, bar, holoviews, shorten, styled
 
 __all__ = ["predictions"]
@@ -27,7 +27,7 @@ def predictions(
     *,
     images: Any = None,
     most: int = 24,
-    title: str = "Class probabilities, no shift",
+    title: str | None = None,
 ) -> Any:
     """Heatmap of the class probabilities of every image, at the frame nearest to no shift.
 
@@ -69,6 +69,7 @@ def predictions(
             "the picture needs `logits` with dims (image, class); given: "
             f"{described(logits)}. {remedy}"
         )
+    title = title or f"Class probabilities, {shift_words(array)}"
     array = array.isel(image=image_positions(array, images)).transpose("image", "class")
     p = probabilities(array)
     values = np.asarray(p.values)

@@ -10,7 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from vitxr import plot
-from vitxr.plot._select import frame, labels_of, prefix_and_grid
+from vitxr.plot._select import frame, labels_of, prefix_and_grid, shift_words
 from vitxr.plot.images import one_image
 from vitxr.report.page import Page, Picture
 from vitxr.report.words import count, missing, ordinal, percent
@@ -119,7 +119,10 @@ def predictions(page: Page, results: Mapping[str, Any]) -> None:
         np.asarray(still["class"].values).astype(str) if "class" in still.coords else np.array([])
     )
     known = len(names) > 0 and np.isin(labels, names).all()
-    caption = "Probability of each class, the softmax of the logits, for each image, not shifted."
+    caption = (
+        "Probability of each class, the softmax of the logits, for each image, "
+        f"{shift_words(still)}."
+    )
     alt = "Heatmap of class probabilities, a row an image and a column a class."
     if known:
         right = names[still.transpose("image", "class").values.argmax(1)] == labels

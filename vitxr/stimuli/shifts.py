@@ -100,7 +100,7 @@ class ShiftGrid:
         xarray.Dataset
             Coordinates only: ``shift_y``, ``shift_x`` (index) and ``offset_y``,
             ``offset_x`` (pixels; down and right positive), 1-D under ``"grid"``,
-            2-D under ``"raster"``.
+            2-D under ``"raster"``; their attribute ``period`` is the image's size.
 
         Raises
         ------
@@ -115,9 +115,14 @@ class ShiftGrid:
             )
         if self.scheme == "grid":
             dy, dx = grid_offsets(height, width, self.step)
-            return _label(("shift_y",), dy, ("shift_x",), dx)
-        dy, dx = raster_offsets(height, width, self.step)
-        return _label(SHIFT, dy, SHIFT, dx)
+            lattice = _label(("shift_y",), dy, ("shift_x",), dx)
+        else:
+            dy, dx = raster_offsets(height, width, self.step)
+            lattice = _label(SHIFT, dy, SHIFT, dx)
+        # What a circular shift by is none at all; pictures and comparisons of shifts need it.
+        lattice["offset_y"].attrs["period"] = height
+        lattice["offset_x"].attrs["period"] = width
+        return lattice
 
 
 def no_shifts() -> xr.Dataset:
