@@ -326,7 +326,7 @@ def altered(stim: xr.Dataset) -> list[str | None]:
     Examples
     --------
     >>> import numpy as np
-    >>> stim = open_images(np.zeros((2, 4, 4), np.uint8))
+    >>> stim = open_images(np.zeros((2, 5, 6), np.uint8))
     >>> altered(stim)
     [None, None]
     >>> altered(stim.assign(pixels=255 - stim.pixels)) == altered(stim)
