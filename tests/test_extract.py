@@ -213,6 +213,25 @@ def test_weights_and_hooks_changed_in_place_are_seen(stim, tmp_path):
         extract(stim, model, layers=[0], store=path)
 
 
+def test_the_size_files_were_opened_with_is_part_of_the_fingerprint(tmp_path):
+    from PIL import Image
+
+    from vitxr.extract import plan as plans
+    from vitxr.store.ledger import differences
+
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "a.png")
+    digits = vitxr.load_model("digits")
+    a, b = (
+        plans.make_plan(
+            vitxr.open_images([tmp_path / "a.png"], size=size), digits, layers=[0], shifts=None,
+            variables=["activation"], feature_maps=None, preprocess="model", precision="float32",
+            storage_dtype="float32", batch_size=4,
+        ).fingerprint()
+        for size in (20, 30)
+    )  # fmt: skip
+    assert differences(a, b) == ["image_size: 20 -> 30"]
+
+
 def test_a_task_holds_one_image(stim, model, tmp_path):
     import pickle
 

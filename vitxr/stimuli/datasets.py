@@ -119,7 +119,7 @@ def photos(size: int | tuple[int, int] | None = None) -> xr.Dataset:
 
     Examples
     --------
-    >>> photos().label.values.tolist()  # doctest: +SKIP
+    >>> photos().label.values.tolist()
     ['palace', 'flower', 'astronaut', 'cat', 'coffee', 'motorcycle', 'rocket']
     """
     found = importlib.util.find_spec("skimage")  # looks it up without importing it
