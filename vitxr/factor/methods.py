@@ -215,8 +215,8 @@ def _fit_ours(
     from threadpoolctl import threadpool_limits
     from tqdm.auto import tqdm
 
-    # The products are small: a second BLAS thread hardly helps, and where another pool keeps the
-    # cores busy, the two spin against each other and an iteration takes many times as long.
+    # One BLAS thread: where another pool keeps the cores busy, two spin against it, and an iteration
+    # takes many times as long; that loses more than the second gains on an idle machine.
     with (
         threadpool_limits(1, user_api="blas"),
         tqdm(total=max_iter, desc=f"{method} rank {ranks[0]}", disable=not progress) as bar,
