@@ -215,8 +215,8 @@ def _fit_ours(
     from threadpoolctl import threadpool_limits
     from tqdm.auto import tqdm
 
-    # One BLAS thread: where another pool keeps the cores busy, two spin against it, and an iteration
-    # takes many times as long; that loses more than the second gains on an idle machine.
+    # One BLAS thread: where another pool keeps the cores busy, two spin against it, and an
+    # iteration takes many times as long; that loses more than a second gains on an idle machine.
     with (
         threadpool_limits(1, user_api="blas"),
         tqdm(total=max_iter, desc=f"{method} rank {ranks[0]}", disable=not progress) as bar,

@@ -1,0 +1,39 @@
+"""The README's script and the examples, as a reader would run them."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("holoviews")
+
+import vitxr
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(args, folder):
+    done = subprocess.run(
+        [sys.executable, *args], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_readmes_script(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    (tmp_path / "script.py").write_text(code, "utf-8")
+    run(["script.py"], tmp_path)
+    assert vitxr.open(tmp_path / "run.zarr").sizes["image"] == 20
+    assert (tmp_path / "embedding.png").stat().st_size > 10_000
+
+
+def test_the_main_job(tmp_path):
+    out = run([ROOT / "examples" / "main_job.py", "--layer", "5", "--output", "out"], tmp_path)
+    factors = vitxr.open(tmp_path / "out" / "factors.nc")
+    assert factors.attrs["layer"] == 5
+    assert f"{float(factors.objective):.1%}" in out
+    assert {p.name for p in (tmp_path / "out").glob("*.png")} == {"factors.png", "embedding.png"}
