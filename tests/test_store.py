@@ -36,6 +36,8 @@ def test_multi_indexes_survive(tensor, tmp_path, ending):
     xr.testing.assert_identical(back.compute(), tensor)
     assert back.indexes["neuron"].equals(tensor.indexes["neuron"])
     back.unstack("neuron").sel(feature_map=4, patch_row=1)
+    again = vitxr.read_mat(back.vit.to_mat(tmp_path / "t.mat"))
+    assert again.attrs == tensor.attrs
 
 
 @pytest.mark.parametrize("ending", ["nc", "zarr"])

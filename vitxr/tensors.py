@@ -352,13 +352,19 @@ def to_mat(t: xr.DataArray, path: str | Path) -> Path:
         raise ArgumentError(f"path={str(path)!r}: expected a name ending in .mat.")
     if path.exists():
         raise StoreError(f"{str(path)!r} exists: choose another path, or delete it first.")
-    content: dict[str, Any] = {name[t.dims]: t.values, "attributes": json.dumps(t.attrs)}
+    content: dict[str, Any] = {name[t.dims]: t.values, "attributes": _json(t.attrs)}
     for key, coord in t.coords.items():
         if coord.ndim == 1 and key not in ("neuron", "shift"):
             values = coord.values
             content[str(key)] = values if values.dtype.kind in "iufb" else values.astype(object)
     savemat(path, content, do_compression=True)
     return path
+
+
+def _json(attrs: dict[Hashable, Any]) -> str:
+    """Write attributes as JSON; netCDF gives them back as NumPy scalars."""
+    plain = (np.generic, np.ndarray)
+    return json.dumps(attrs, default=lambda v: v.tolist() if isinstance(v, plain) else str(v))
 
 
 def read_mat(path: str | Path) -> xr.DataArray:
