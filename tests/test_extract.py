@@ -279,6 +279,11 @@ def test_selected_channels(stim, model, ds):
         )
     with pytest.raises(DataError, match="ranking='mean' needs all feature maps"):
         top.vit.neuron_tensor(layer=0, feature_maps=4, ranking="mean")
+    with pytest.raises(DataError, match="drop_edge needs all feature maps"):
+        top.vit.neuron_tensor(layer=0, feature_maps=4, drop_edge=1)
+    # The stored order is the ranking, also where the frame it came from is left out.
+    later = top.isel(image=[2], shift_y=[2]).vit.neuron_tensor(layer=1, feature_maps=3)
+    assert list(later["feature_map"].values[::24]) == list(top["channel"].sel(layer=1)[:3])
 
 
 def test_bfloat16_and_float16_are_near(stim, model, ds):

@@ -144,7 +144,7 @@ def test_natural_key():
     ]  # fmt: skip
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="file names are normalised there")
+@pytest.mark.skipif(sys.platform == "darwin", reason="not on macOS, which normalises file names")
 def test_unicode_names(tmp_path):
     nfd, nfc = "e\u0301", "\u00e9"
     save(tmp_path / nfd / f"{nfd}.png", noise())
@@ -158,7 +158,7 @@ def test_unicode_names(tmp_path):
         quiet(tmp_path)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="such names exist on Linux only")
+@pytest.mark.skipif(sys.platform != "linux", reason="only on Linux, where such names exist")
 def test_name_that_is_not_utf8(tmp_path):
     save(tmp_path / "a.png", noise())
     (tmp_path / "a.png").rename(tmp_path / os.fsdecode(b"caf\xe9.png"))

@@ -16,7 +16,9 @@ pytest.importorskip("holoviews")
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: see scripts")
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="needs Chromium: sh scripts/chromium.sh"
+)
 
 VOID = {"meta", "link", "img", "br", "hr"}
 

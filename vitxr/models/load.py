@@ -107,11 +107,6 @@ class Reference:
         self._model: Backbone | None = model
         self._load = None if model.spec is None or model.hooks() else (*model.spec, fingerprint)
 
-    @property
-    def by_name(self) -> bool:
-        """Whether another process loads it by name; else it is sent whole."""
-        return self._load is not None
-
     def model(self) -> Backbone:
         """Return the model, loading it once a process where it is not."""
         if self._model is None:
@@ -120,7 +115,8 @@ class Reference:
         return self._model
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_model": None if self.by_name else self._model, "_load": self._load}
+        # Sent whole only where no other process can load it by name.
+        return {"_model": self._model if self._load is None else None, "_load": self._load}
 
 
 @functools.lru_cache(maxsize=2)

@@ -134,16 +134,11 @@ def fits(page: Page, results: Mapping[str, Any]) -> None:
             objective = tree["objective"].transpose("rank", "replicate")
             ranks = [int(r) for r in objective["rank"].values]
             least = objective.min("replicate").values
-            k, low, high = (
-                objective.sizes["replicate"],
-                int(np.argmin(ranks)),
-                int(np.argmax(ranks)),
-            )
-            said = (
-                f"{count(k, 'replicate')} a rank. The least residual is {least[low]:.3f} at rank "
-            )
-            said += f"{ranks[low]}"
-            said += f" and {least[high]:.3f} at rank {ranks[high]}." if len(ranks) > 1 else "."
+            k = objective.sizes["replicate"]
+            low, high = int(np.argmin(ranks)), int(np.argmax(ranks))
+            said = f"The least residual is {least[low]:.3f} at rank {ranks[low]}"
+            said += f" and {least[high]:.3f} at rank {ranks[high]}" if len(ranks) > 1 else ""
+            said = f"{count(k, 'replicate')} a rank. {said}."
             pictures = [
                 Picture(
                     f"objective{ending}_block_{layer}",

@@ -65,7 +65,8 @@ def stimuli(page: Page, results: Mapping[str, Any]) -> None:
             "shifts",
             plot.shifts(image, dy, dx),
             f"Image {name} shifted circularly by several vertical and horizontal offsets.",
-            f"Image {name} at the model's input size, {size_in[0]} x {size_in[1]} pixels, at "
+            f"Image {name}, resized for the picture to the model's input, {size_in[0]} x "
+            f"{size_in[1]} pixels, at "
             f"{dy.shape[0]} x {dx.shape[-1]} of the {ny * nx} shifts ({lattice}{apart}): {shown}. "
             "Shifts are circular: what leaves at one side "
             "enters at the other, so all frames of an image hold the same pixels.",

@@ -91,10 +91,8 @@ def open_store(path: str | Path) -> Result:
 
 def _open_tree(path: Path) -> xr.DataTree:
     if path.is_dir():
-        tree = xr.open_datatree(path, engine="zarr", consolidated=False, chunks=None)
-    else:
-        tree = xr.open_datatree(path, engine="netcdf4", chunks=None)
-    return tree
+        return xr.open_datatree(path, engine="zarr", consolidated=False, chunks=None)
+    return xr.open_datatree(path, engine="netcdf4", chunks=None)
 
 
 def _decode(ds: xr.Dataset) -> xr.Dataset:
