@@ -16,7 +16,7 @@ from vitxr._version import __version__
 from vitxr.extract import extract
 from vitxr.stimuli import ShiftGrid, open_images, read_image
 from vitxr.store import open_store as open  # noqa: A004 (the public name; the builtin is not used)
-from vitxr.store import save
+from vitxr.store import save, verify
 from vitxr.tensors import read_mat
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ __all__ = [
     "read_image",
     "read_mat",
     "save",
+    "verify",
 ]
 
 # Loaded when first used: they stand on optional or slow packages.

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _left(args: argparse.Namespace) -> str:
     """Say what an interrupted extraction has left, and how to go on."""
-    from vitxr.store.ledger import unfinished
+    from vitxr.store.files import unfinished
 
     done = unfinished(args.store) if args.command == "extract" else None
     return f": {done}. The same command goes on from there." if done else ""

@@ -147,6 +147,7 @@ VARIABLES: dict[str, Variable] = {
     ),
     "attention": _v(_FRAME + "layer head query key", "1", "attention weight", "f"),
     "logits": _v(_FRAME + "class", "1", "logit of the class", "f"),
+    "written": _v("image shift_y", "", "whether the store holds it yet", "b"),
     "channel": _v("layer feature_map", "", "channel number in the model", "iu"),
     # tensors
     "edge_distance": _v(

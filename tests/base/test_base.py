@@ -13,7 +13,9 @@ import xarray as xr
 
 import vitxr
 from vitxr.errors import DependencyError
-from vitxr.store import ledger
+from vitxr.store.layout import Array, create
+from vitxr.store.ledger import Cut
+from vitxr.store.location import Location
 
 HEAVY = ("torch", "transformers", "holoviews", "panel", "matplotlib", "distributed")
 
@@ -25,13 +27,10 @@ def test_this_is_the_base_environment():
 @pytest.fixture
 def store(tmp_path):
     """A finished store, as an extraction on another machine left it."""
-    import dask.array as da
-
     rng = np.random.default_rng(0)
     dims = ("image", "shift_y", "shift_x", "layer", "feature_map", "patch_row", "patch_col")
     shape = (4, 3, 3, 2, 8, 4, 4)
-    template = xr.Dataset(
-        {"activation": (dims, da.zeros(shape, chunks=(1, *shape[1:]), dtype="float32"))},
+    coords = xr.Dataset(
         coords={
             **{d: np.arange(n) for d, n in zip(dims[1:], shape[1:], strict=True)},
             "image": np.array(list("abcd"), dtype=object),
@@ -41,11 +40,12 @@ def store(tmp_path):
         },
     )
     shard = (1, 3, 3, 1, 8, 4, 4)
-    layout = {"activation": {"chunks": shard, "shards": shard}}
-    book = ledger.create(tmp_path / "run.zarr", template, layout, 4, {})
+    array = Array(dims, shape, "float32", shard, shard)
+    location = Location(tmp_path / "run.zarr")
+    book = create(location, coords, {"activation": array}, Cut(4, 3, 1, 3), {})
     for unit in range(4):
         data = rng.normal(size=(1, *shape[1:])).astype("float32")
-        book.write(unit, {"image": slice(unit, unit + 1)}, {"activation": data})
+        book.write(unit, {"activation": data})
     book.finish()
     return tmp_path / "run.zarr"
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,16 +17,65 @@ from vitxr.names import validate
 
 __all__ = [
     "CAPTURED",
+    "Storage",
     "check_batch",
     "check_channels",
     "check_layers",
     "check_preprocess",
     "check_stimuli",
+    "check_storage",
     "check_variables",
 ]
 
 #: What can be captured.
 CAPTURED = ("activation", "prefix", "embedding", "attention", "logits")
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How values are stored.
+
+    Attributes
+    ----------
+    dtype
+        NumPy dtype name.
+    keepbits
+        Bits of a float32's mantissa that are kept (of 23), or None for all.
+    """
+
+    dtype: str
+    keepbits: int | None = None
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """Attributes that state the error that storing makes."""
+        if self.keepbits is not None:
+            return {
+                "quantization": "bitround",
+                "quantization_keepbits": self.keepbits,
+                "quantization_maximum_relative_error": 2.0 ** -(self.keepbits + 1),
+            }
+        if self.dtype == "float16":
+            return {
+                "quantization": "float16",
+                "quantization_maximum_relative_error": 2.0**-11,
+                "quantization_maximum_absolute_error_below_6e-5": 2.0**-25,
+            }
+        return {}
+
+
+def check_storage(storage_dtype: str) -> Storage:
+    """Read ``storage_dtype``: float32, float16, or bitroundN."""
+    if storage_dtype in ("float32", "float16"):
+        return Storage(storage_dtype)
+    found = re.fullmatch(r"bitround(\d{1,2})", str(storage_dtype))
+    if not found or not 1 <= int(found[1]) <= 22:
+        raise ArgumentError(
+            f"storage_dtype={storage_dtype!r}: expected 'float32', 'float16', or 'bitroundN', "
+            "which is float32 rounded to N of its 23 mantissa bits (1 to 22) and compressed, "
+            "such as 'bitround7'."
+        )
+    return Storage("float32", int(found[1]))
 
 
 def check_stimuli(stim: xr.Dataset) -> None:

@@ -1,173 +1,146 @@
-"""Run the units of a plan: into a store, on a cluster, or as a Dask graph."""
+"""Fill a store: find or lay it out, let an executor run what is missing, finish it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from vitxr.errors import ArgumentError, StoreError
-from vitxr.extract.plan import Plan, Task, Unit
-from vitxr.extract.units import compute, prepare
-from vitxr.names import VARIABLES
-from vitxr.store import ledger
+from vitxr.errors import ArgumentError
+from vitxr.extract.cost import check_room, cost
+from vitxr.extract.plan import Plan
 from vitxr.store.files import open_store
+from vitxr.store.layout import create, is_laid_out
+from vitxr.store.ledger import Ledger, find
+from vitxr.store.location import Location
 
-__all__ = ["check", "into_store", "lazy"]
+__all__ = ["check", "into_store"]
 
-#: Finished units that may wait for the disk.
-_QUEUE = 2
+Workers = int | Sequence[str]
 
 
-def check(store: str | Path | None, client: Any, model: Any) -> None:
+def check(store: str | Path | None, client: Any, workers: Workers, model: Any) -> None:
     """Refuse what cannot be run, before anything is planned."""
     if store is None and client is not None:
         raise ArgumentError(
             "client= runs an extraction into a store, and store is None. Name a store; or leave "
             "client out: the lazy result is computed by whatever Dask scheduler is active."
         )
-    if store is not None and Path(store).suffix != ".zarr":
-        raise ArgumentError(f"store={str(store)!r}: expected a folder name ending in .zarr.")
+    if store is not None and not str(store).rstrip("/").endswith(".zarr"):
+        raise ArgumentError(
+            f"store={str(store)!r}: expected the name of a folder or URL ending in .zarr."
+        )
+    if store is not None:
+        Location(store)
     if client is not None and (getattr(model, "spec", None) is None or model.hooks()):
         raise ArgumentError(
             "client= needs a model that each worker can load by itself, and this one was made from "
             "a module in memory, or has hooks. Save it, and load it with vitxr.load_model(folder)."
         )
-
-
-def lazy(plan: Plan) -> xr.Dataset:
-    """Build the result as Dask blocks that run the model when they are computed."""
-    import dask
-    import dask.array as da
-    from dask.base import tokenize
-
-    token = tokenize(plan.fingerprint())
-    bands = len(plan.units) // plan.stim.sizes["image"]
-    pieces = [
-        dask.delayed(compute, pure=True, traverse=False)(
-            plan.task(unit), dask_key_name=f"vitxr-unit-{token}-{unit.index}"
+    devices(workers)
+    if workers != 1 and (store is None or client is not None):
+        raise ArgumentError(
+            f"workers={workers!r} are processes that fill a store by themselves: name a store, and "
+            "leave client out."
         )
-        for unit in plan.units
-    ]
-    ds = plan.coords.copy()
-    for name, (dims, shape) in plan.forms.items():
-        blocks = [
-            da.from_delayed(
-                piece[name],
-                shape=(1, unit.rows.stop - unit.rows.start, *shape[2:]),
-                dtype=plan.dtype,
-                name=f"vitxr-{name}-{token}-{unit.index}",
-            )
-            for piece, unit in zip(pieces, plan.units, strict=True)
-        ]
-        images = [
-            da.concatenate(blocks[i : i + bands], axis=1) for i in range(0, len(blocks), bands)
-        ]
-        ds[name] = (dims, da.concatenate(images, axis=0), VARIABLES[name].attrs)
-    ds.attrs = plan.attrs
-    return ds
+    if workers != 1 and str(store).startswith("memory://"):
+        raise ArgumentError(
+            f"workers={workers!r} are other processes, and {store!r} is in the memory of this one."
+        )
+
+
+def devices(workers: Workers) -> list[str | None]:
+    """Return the device of each worker process; None where it is the model's own."""
+    if isinstance(workers, int | np.integer) and not isinstance(workers, bool) and workers >= 1:
+        return [None] * int(workers)
+    listed = list(workers) if isinstance(workers, list | tuple) else []
+    if not listed or not all(isinstance(name, str) for name in listed):
+        raise ArgumentError(
+            f"workers={workers!r}: expected a number of processes, or a device for each, such as "
+            "['cuda:0', 'cuda:1']."
+        )
+    return listed
 
 
 def into_store(
-    plan: Plan, store: str | Path, resume: bool, client: Any, progress: bool
+    plan: Plan, store: str | Path, resume: bool, client: Any, workers: Workers, progress: bool
 ) -> xr.Dataset:
     """Compute what the store does not hold yet, finish it, and open it."""
-    path = Path(store)
-    fingerprint = plan.fingerprint()
-    book = ledger.find(path, fingerprint, resume)
-    if book is None:
-        template, layout = plan.template()
-        book = ledger.create(path, template, layout, len(plan.units), fingerprint)
-    done = book.done()
-    todo = [unit for unit in plan.units if not done[unit.index]]
-    if todo:
-        columns = plan.coords.sizes["shift_x"]
-        frames = sum((u.rows.stop - u.rows.start) * columns for u in plan.units)
-        left = sum((u.rows.stop - u.rows.start) * columns for u in todo)
-        with _bar(frames, frames - left, progress) as bar:
-            finished = _on_client(plan, path, todo, client) if client else _here(plan, book, todo)
-            for unit in finished:
-                bar.update((unit.rows.stop - unit.rows.start) * columns)
-    book.finish()
-    ds = open_store(path)
+    location = Location(store)
+    with location.alone():
+        book = _open(plan, location, resume)
+        todo = np.flatnonzero(~book.done()).tolist()
+        if todo:
+            if book.finished():
+                book.forget(todo)  # somebody has damaged it since
+            check_room(plan, location, todo)
+            executor = _executor(plan, book, todo, client, workers)
+            _watch(plan, location, todo, executor, progress)
+        if not book.finished():
+            book.finish()
+    ds = open_store(store)
     assert isinstance(ds, xr.Dataset)
     return ds
 
 
-@contextmanager
-def _bar(total: int, initial: int, show: bool) -> Iterator[Any]:
+def _open(plan: Plan, location: Location, resume: bool) -> Ledger:
+    fingerprint = plan.fingerprint()
+    known = find(location, fingerprint, resume)
+    if known is None or not is_laid_out(location):
+        check_room(plan, location, range(len(plan.cut)))
+        arrays = {name: plan.array(name) for name in plan.frame}
+        return create(location, plan.coords, arrays, plan.cut, fingerprint)
+    book = Ledger(location, known)
+    book.sweep()
+    return book
+
+
+def _executor(
+    plan: Plan, book: Ledger, todo: list[int], client: Any, workers: Workers
+) -> Iterator[tuple[int, list[str]]]:
+    if client is not None:
+        from vitxr.extract import cluster
+
+        return cluster.run(plan, book, todo, client)
+    if workers != 1:
+        from vitxr.extract import processes
+
+        return processes.run(plan, book, todo, devices(workers))
+    from vitxr.extract import pipeline
+
+    return pipeline.run(plan, book, todo)
+
+
+def _watch(
+    plan: Plan,
+    location: Location,
+    todo: list[int],
+    executor: Iterator[tuple[int, list[str]]],
+    progress: bool,
+) -> None:
+    """Drive an executor under a progress bar; pass on what it reports."""
     from tqdm.auto import tqdm
 
+    total = sum(map(plan.frames, range(len(plan.cut))))
+    left = sum(map(plan.frames, todo))
+    if progress:
+        tqdm.write(f"extract: {cost(plan, location, todo)}")
     with tqdm(
-        total=total, initial=initial, unit="frame", desc="extract", disable=not show, smoothing=0.1
+        total=total,
+        initial=total - left,
+        unit="frame",
+        desc="extract",
+        disable=not progress,
+        smoothing=0.1,
     ) as bar:
-        yield bar
-
-
-def _here(plan: Plan, book: ledger.Ledger, todo: list[Unit]) -> Iterator[Unit]:
-    """Compute in this process; one thread writes beside the forward pass."""
-    waiting: list[tuple[Unit, Future[None]]] = []
-    image, pixels = -1, np.empty(0)
-    with ThreadPoolExecutor(1, thread_name_prefix="vitxr-write") as writer:
         try:
-            for unit in todo:
-                if unit.image != image:
-                    image = unit.image
-                    pixels = prepare(plan.stim, image, plan.model, plan.preprocess)
-                arrays = compute(plan.task(unit), pixels)
-                while len(waiting) >= _QUEUE:
-                    yield _written(waiting)
-                future = writer.submit(book.write, unit.index, unit.region, arrays)
-                waiting.append((unit, future))
-            while waiting:
-                yield _written(waiting)
+            for unit, reports in executor:
+                bar.update(plan.frames(unit))
+                for report in reports:
+                    warnings.warn(report, RuntimeWarning, stacklevel=4)
         finally:
-            for _, future in waiting:
-                future.cancel()
-
-
-def _written(waiting: list[tuple[Unit, Future[None]]]) -> Unit:
-    unit, future = waiting.pop(0)
-    try:
-        future.result()
-    except OSError as error:
-        if isinstance(error, StoreError):
-            raise
-        raise StoreError(
-            f"writing failed: {error}. What is recorded as done is safe; mend the cause and run "
-            "extract again with the same arguments to go on."
-        ) from error
-    return unit
-
-
-def _on_client(plan: Plan, path: Path, todo: list[Unit], client: Any) -> Iterator[Unit]:
-    """Let the workers of a dask.distributed cluster compute and write the units."""
-    from distributed import as_completed
-
-    path = path.absolute()
-    futures = {
-        client.submit(
-            _compute_and_write,
-            plan.task(unit),
-            unit,
-            path,
-            pure=False,
-        ): unit
-        for unit in todo
-    }
-    try:
-        for future in as_completed(futures):
-            future.result()
-            yield futures[future]
-    finally:
-        client.cancel([f for f in futures if not f.done()])
-
-
-def _compute_and_write(task: Task, unit: Unit, path: Path) -> None:
-    arrays = compute(task)
-    ledger.Ledger(path).write(unit.index, unit.region, arrays)
+            executor.close()  # type: ignore[attr-defined]

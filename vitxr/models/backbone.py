@@ -120,6 +120,11 @@ class Backbone:
         spec = self.spec and (*self.spec[:3], precision)
         return replace(self, module=module, spec=spec, **_structure(module))
 
+    def to(self, device: str) -> Backbone:
+        """Return this backbone on another device, copied."""
+        module = duplicate(self.module).to(device)
+        return replace(self, module=module, **_structure(module))
+
     def preprocess(self, image: np.ndarray) -> np.ndarray:
         """Apply the model's own preprocessing to one image.
 

@@ -8,6 +8,7 @@ applied on the device, before anything is copied to the host.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,10 @@ from vitxr.models.backbone import Backbone
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["capture"]
+__all__ = ["LOCK", "capture", "frame_shape", "is_out_of_memory"]
 
-# Hooks hang on a module that threads share, so a process runs one pass at a time.
-_LOCK = threading.RLock()
+#: Hooks hang on a module that threads share, so a process runs one pass at a time.
+LOCK = threading.RLock()
 
 
 class _Enough(Exception):  # noqa: N818 (a signal, not an error)
@@ -37,6 +38,8 @@ def capture(
     variables: Sequence[str],
     channels: np.ndarray | None = None,
     dtype: str = "float32",
+    keepbits: int | None = None,
+    out: dict[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Run one batch and keep what is asked for.
 
@@ -54,25 +57,47 @@ def capture(
         Channels to keep of ``activation``, (layer, feature_map); None keeps all.
     dtype
         NumPy dtype name of the result.
+    keepbits
+        Round float32 to this many bits of its mantissa, to nearest, ties to even.
+    out
+        Arrays to write to, one frame a frame of the batch; made if not given.
 
     Returns
     -------
     dict of str to numpy.ndarray
-        Each with the leading dimension ``frame``, the others as in
+        ``out``: each with the leading dimension ``frame``, the others as in
         :data:`vitxr.names.VARIABLES`.
     """
     import torch
 
     wanted = set(variables)
-    out_dtype = getattr(torch, dtype)
-    kept: dict[str, Any] = {name: [None] * len(layers) for name in wanted & set(_PER_LAYER)}
+    kept = 0 if channels is None else channels.shape[1]
+    if out is None:
+        out = {
+            name: np.empty((len(batch), *frame_shape(backbone, name, len(layers), kept)), dtype)
+            for name in variables
+        }
+    host = {name: torch.from_numpy(array) for name, array in out.items()}
+
+    def keep(name: str, value: torch.Tensor, position: int | None = None) -> None:
+        target = host[name] if position is None else host[name][:, position]
+        if value.shape != target.shape:
+            raise ModelError(
+                f"{backbone.name!r}: `{name}` of a frame has the shape {tuple(value.shape[1:])}; "
+                f"expected {tuple(target.shape[1:])}. vitxr cannot label this model's output."
+            )
+        if keepbits is not None:
+            value = _rounded(value.to(torch.float32), keepbits)
+        if value.device.type != "cpu":
+            # Cast and laid out over there, so that one contiguous piece crosses over.
+            value = value.to(target.dtype).contiguous()
+        target.copy_(value)
 
     def tokens(hidden: Any) -> torch.Tensor:
         return _tokens(backbone, hidden[0] if isinstance(hidden, tuple) else hidden)
 
     def after_embeddings(_module: Any, _args: Any, output: Any) -> None:
-        patches = _on_grid(backbone, tokens(output))
-        kept["embedding"] = patches.to(out_dtype).cpu().numpy()
+        keep("embedding", _on_grid(backbone, tokens(output)))
         if wanted == {"embedding"}:
             raise _Enough
 
@@ -84,12 +109,9 @@ def capture(
                 if channels is not None:
                     index = torch.as_tensor(channels[position], device=hidden.device)
                     patches = hidden.index_select(2, index)
-                kept["activation"][position] = (
-                    _on_grid(backbone, patches).to(out_dtype).cpu().numpy()
-                )
+                keep("activation", _on_grid(backbone, patches), position)
             if "prefix" in wanted:
-                prefix = hidden[:, : len(backbone.prefix)]
-                kept["prefix"][position] = prefix.to(out_dtype).cpu().numpy()
+                keep("prefix", hidden[:, : len(backbone.prefix)], position)
             if position == len(layers) - 1 and "logits" not in wanted:
                 raise _Enough
 
@@ -97,7 +119,7 @@ def capture(
 
     def after_attention(position: int) -> Any:
         def hook(_module: Any, _args: Any, output: Any) -> None:
-            kept["attention"][position] = _weights(backbone, output).to(out_dtype).cpu().numpy()
+            keep("attention", _weights(backbone, output), position)
 
         return hook
 
@@ -111,19 +133,46 @@ def capture(
                 hooks.append((_attention_module(backbone, block), after_attention(position)))
             hooks.append((block, after_block(position)))
 
-    with _LOCK, _undisturbed(backbone, eager="attention" in wanted), contextlib.ExitStack() as undo:
+    with LOCK, _undisturbed(backbone, eager="attention" in wanted), contextlib.ExitStack() as undo:
         for module, hook in hooks:
             undo.callback(module.register_forward_hook(hook).remove)
         with contextlib.suppress(_Enough):
             output = backbone.module(batch)
             if "logits" in wanted:
-                kept["logits"] = output.logits.to(out_dtype).cpu().numpy()
-    for name in set(_PER_LAYER) & wanted:
-        kept[name] = np.stack(kept[name], axis=1)
-    return kept
+                keep("logits", output.logits)
+    return out
 
 
-_PER_LAYER = ("activation", "prefix", "attention")
+def frame_shape(backbone: Backbone, name: str, layers: int, kept: int = 0) -> tuple[int, ...]:
+    """Shape of a variable for one frame; ``kept`` feature maps of the activation, 0 for all."""
+    tokens = len(backbone.prefix) + math.prod(backbone.grid)
+    return {
+        "activation": (layers, kept or backbone.channels, *backbone.grid),
+        "prefix": (layers, len(backbone.prefix), backbone.channels),
+        "embedding": (backbone.channels, *backbone.grid),
+        "attention": (layers, backbone.heads, tokens, tokens),
+        "logits": (len(backbone.classes),),
+    }[name]
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a forward pass failed because the device's memory is full."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in text or "can't allocate memory" in text
+    )
+
+
+def _rounded(value: torch.Tensor, keepbits: int) -> torch.Tensor:
+    """Round a float32 tensor's mantissas, to nearest, ties to even."""
+    import torch
+
+    drop = 23 - keepbits
+    bits = value.contiguous().view(torch.int32)
+    nearest = bits + ((1 << (drop - 1)) - 1) + ((bits >> drop) & 1)
+    nearest = nearest & ~((1 << drop) - 1)
+    # A NaN's bits may carry over into a number.
+    return torch.where(value.isnan(), value, nearest.view(torch.float32))
 
 
 def _tokens(backbone: Backbone, hidden: torch.Tensor) -> torch.Tensor:
@@ -143,7 +192,7 @@ def _tokens(backbone: Backbone, hidden: torch.Tensor) -> torch.Tensor:
 def _on_grid(backbone: Backbone, hidden: torch.Tensor) -> torch.Tensor:
     """(frame, token, channel) -> (frame, channel, patch_row, patch_col)."""
     patches = hidden[:, len(backbone.prefix) :].transpose(1, 2)
-    return patches.reshape(*patches.shape[:2], *backbone.grid).contiguous()
+    return patches.unflatten(2, backbone.grid)
 
 
 def _attention_module(backbone: Backbone, block: Any) -> Any:

@@ -21,7 +21,7 @@ from vitxr.models.backbone import Backbone, duplicate, from_module
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Reference", "load_model"]
+__all__ = ["Reference", "find_device", "load_model"]
 
 BUNDLED = ("digits",)
 _FILES = ("*config.json", "model*.safetensors", "model.safetensors.index.json")
@@ -78,7 +78,7 @@ def load_model(
     if isinstance(name_or_path_or_module, torch.nn.Module):
         return _from_memory(name_or_path_or_module, device)
     name = str(name_or_path_or_module)
-    target = _device(device)
+    target = find_device(device)
     folder, commit = _locate(name, revision)
     module, processor = _load_folder(folder, name)
     where = name if commit or name in BUNDLED else str(folder.resolve())
@@ -106,6 +106,8 @@ class Reference:
     def __init__(self, model: Backbone, fingerprint: str):
         self._model: Backbone | None = model
         self._load = None if model.spec is None or model.hooks() else (*model.spec, fingerprint)
+        #: Frames a pass may have, once the device's memory has turned out to be too small for more.
+        self.limit: int | None = None
 
     def model(self) -> Backbone:
         """Return the model, loading it once a process where it is not."""
@@ -114,9 +116,18 @@ class Reference:
             return _load_once(*self._load)
         return self._model
 
+    def on(self, device: str) -> Reference:
+        """Return the same model on another device; it is loaded or moved when it is used."""
+        twin = Reference.__new__(Reference)
+        twin.limit = None
+        twin._load = self._load and (*self._load[:2], device, *self._load[3:])
+        twin._model = None if twin._load else self.model().to(device)
+        return twin
+
     def __getstate__(self) -> dict[str, Any]:
         # Sent whole only where no other process can load it by name.
-        return {"_model": self._model if self._load is None else None, "_load": self._load}
+        model = self._model if self._load is None else None
+        return {"_model": model, "_load": self._load, "limit": None}
 
 
 @functools.lru_cache(maxsize=2)
@@ -133,7 +144,8 @@ def _load_once(
     return model.cast(precision)
 
 
-def _device(device: str) -> torch.device:
+def find_device(device: str) -> torch.device:
+    """Return a torch device, or raise a ModelError if this machine has no such one."""
     import torch
 
     if device == "auto":
@@ -150,8 +162,8 @@ def _device(device: str) -> torch.device:
 
 
 def _from_memory(module: Any, device: str) -> Backbone:
-    if device != "auto" and next(module.parameters()).device != _device(device):
-        module = duplicate(module).to(_device(device))
+    if device != "auto" and next(module.parameters()).device != find_device(device):
+        module = duplicate(module).to(find_device(device))
     origin = getattr(module, "name_or_path", "") or ""
     processor = _processor(Path(origin)) if origin and Path(origin).is_dir() else None
     return from_module(

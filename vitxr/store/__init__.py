@@ -6,5 +6,6 @@ The only room that knows Zarr. A finished store is a plain Zarr v3 group that
 
 from vitxr.store.files import open_store as open_store
 from vitxr.store.files import save as save
+from vitxr.store.verify import verify as verify
 
-__all__ = ["open_store", "save"]
+__all__ = ["open_store", "save", "verify"]

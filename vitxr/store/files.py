@@ -6,16 +6,23 @@ compression by gathering, through cf-xarray, and come back as they were.
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from vitxr.errors import ArgumentError, StoreError
 from vitxr.names import VARIABLES
-from vitxr.store.ledger import GROUP, replacing, unfinished
+from vitxr.store.layout import is_laid_out
+from vitxr.store.ledger import ROOT, Ledger, read_plan
+from vitxr.store.location import Location
 
-__all__ = ["open_store", "save"]
+__all__ = ["open_store", "save", "unfinished"]
 
 Result = xr.DataArray | xr.Dataset | xr.DataTree
 
@@ -23,13 +30,17 @@ Result = xr.DataArray | xr.Dataset | xr.DataTree
 _ARRAY = "vitxr_array"
 
 
-def open_store(path: str | Path) -> Result:
+def open_store(path: str | Path, partial: bool = False) -> Result:
     """Open what vitxr wrote: a store of activations, factors, an ensemble, an embedding.
 
     Parameters
     ----------
     path
-        A Zarr store, or a netCDF file (``.nc``).
+        A Zarr store, a folder or an fsspec URL such as ``"s3://bucket/run.zarr"``; or a
+        netCDF file (``.nc``).
+    partial
+        Open a store of an extraction that is not finished. What is not written yet is NaN,
+        and the coordinate ``written`` (image, shift_y) says where that is.
 
     Returns
     -------
@@ -51,48 +62,93 @@ def open_store(path: str | Path) -> Result:
         ...
     vitxr.errors.StoreError: there is no store at 'nowhere.zarr'. ...
     """
-    path = Path(path)
-    if not path.exists():
+    location = Location(path)
+    if not location.exists():
         raise StoreError(
-            f"there is no store at {str(path)!r}. Expected a folder written by vitxr.extract or "
-            "vitxr.save, or a netCDF file."
+            f"there is no store at {str(location)!r}. Expected a folder or URL written by "
+            "vitxr.extract or vitxr.save, or a netCDF file."
         )
-    progress = unfinished(path) if path.is_dir() else None
-    if progress:
+    plan = read_plan(location)
+    if partial:
+        if plan is None:
+            raise StoreError(
+                f"{str(location)!r} is not a store of vitxr.extract: partial=True opens only those."
+            )
+        if not is_laid_out(location):
+            raise StoreError(
+                f"the store {str(location)!r} is not laid out yet: its run was stopped at the very "
+                "start. Run extract again with the same arguments."
+            )
+        return _open_partial(Ledger(location, plan))
+    if plan is not None and location.read(ROOT) is None:
         raise StoreError(
-            f"the store {str(path)!r} is not finished: {progress}. Run extract again with the same "
-            "arguments; it goes on where it stopped."
+            f"the store {str(location)!r} is not finished: {_progress(location, plan)}. "
+            "Run extract again with the same arguments, which goes on where it stopped; or open "
+            "what there is with partial=True."
         )
-    if path.is_dir() and not (path / "zarr.json").exists():
-        raise StoreError(
-            f"{str(path)!r} is a folder, but not a Zarr v3 store (no zarr.json in it)."
-        )
-    if path.suffix == ".mat":
-        raise StoreError(f"{str(path)!r} is a MATLAB file: read it with vitxr.read_mat.")
+    folder = location.folder
+    if (folder is None or folder.is_dir()) and location.read(ROOT) is None:
+        raise StoreError(f"{str(location)!r} is not a Zarr v3 store (no zarr.json in it).")
+    if folder is not None and folder.suffix == ".mat":
+        raise StoreError(f"{str(location)!r} is a MATLAB file: read it with vitxr.read_mat.")
     try:
-        tree = _open_tree(path)
+        if plan is not None:
+            return _decode(_open_root(location.key_value))
+        tree = _open_tree(location)
     except (OSError, ValueError, KeyError) as error:
         raise StoreError(
-            f"{str(path)!r} cannot be read ({error}). Expected a Zarr v3 store or a netCDF-4 file, "
-            "as vitxr.extract and vitxr.save write them."
+            f"{str(location)!r} cannot be read ({error}). Expected a Zarr v3 store or a netCDF-4 "
+            "file, as vitxr.extract and vitxr.save write them."
         ) from error
-    if set(tree.children) - {GROUP}:
+    if tree.children:
         return xr.DataTree.from_dict(
-            {
-                node.path: _decode(node.to_dataset(inherit=False))
-                for node in tree.subtree
-                if not node.path.startswith(f"/{GROUP}")
-            }
+            {node.path: _decode(node.to_dataset(inherit=False)) for node in tree.subtree}
         )
     ds = _decode(tree.to_dataset())
     name = ds.attrs.pop(_ARRAY, None)
     return ds if name is None else ds[name]
 
 
-def _open_tree(path: Path) -> xr.DataTree:
-    if path.is_dir():
-        return xr.open_datatree(path, engine="zarr", consolidated=False, chunks=None)
-    return xr.open_datatree(path, engine="netcdf4", chunks=None)
+def unfinished(path: str | Path) -> str | None:
+    """Say how far an unfinished store has come; None if it is not one."""
+    location = Location(path)
+    plan = read_plan(location)
+    if plan is None or location.read(ROOT) is not None:
+        return None
+    return _progress(location, plan)
+
+
+def _progress(location: Location, plan: dict[str, Any]) -> str:
+    if not is_laid_out(location):
+        return "nothing is written"
+    book = Ledger(location, plan)
+    return f"{int(book.done().sum())} of {len(book.cut)} units are written"
+
+
+def _open_tree(location: Location) -> xr.DataTree:
+    if location.folder is None or location.folder.is_dir():
+        return xr.open_datatree(location.key_value, engine="zarr", consolidated=False, chunks=None)
+    return xr.open_datatree(location.folder, engine="netcdf4", chunks=None)
+
+
+def _open_root(store: Any) -> xr.Dataset:
+    return xr.open_dataset(store, engine="zarr", consolidated=False, chunks=None)
+
+
+def _open_partial(book: Ledger) -> xr.Dataset:
+    from vitxr.store.rooted import Rooted
+
+    ds = _decode(_open_root(Rooted(book.location.key_value, book.root_json())))
+    written = np.zeros((book.cut.images, book.cut.rows), bool)
+    for unit in np.flatnonzero(book.done()):
+        region = book.cut.region(int(unit))
+        written[region["image"], region["shift_y"]] = True
+    dims = VARIABLES["written"].dims[0]
+    ds = ds.assign_coords(written=(dims, written, VARIABLES["written"].attrs))
+    for name in book.arrays:
+        # A shard that is not recorded may be there all the same, and is not to be trusted.
+        ds[name] = ds[name].where(ds["written"]).drop_vars("written").astype(ds[name].dtype)
+    return ds
 
 
 def _decode(ds: xr.Dataset) -> xr.Dataset:
@@ -165,12 +221,31 @@ def save(result: Result, path: str | Path) -> Path:
                 for node in result.subtree
             }
         )
-    with replacing(path) as draft:
+    with _replacing(path) as draft:
         if path.suffix == ".nc":
             tree.to_netcdf(draft, engine="netcdf4")
         else:
             tree.to_zarr(draft, consolidated=False, zarr_format=3)
     return path
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a name beside ``path`` to write to; it becomes ``path`` when all is written.
+
+    If writing fails, nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        yield draft
+        draft.rename(path)
+    except BaseException:
+        if draft.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)
+        else:
+            draft.unlink(missing_ok=True)
+        raise
 
 
 def _encode(ds: xr.Dataset, netcdf: bool) -> xr.Dataset:

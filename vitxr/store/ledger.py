@@ -1,153 +1,278 @@
 """A store while it is written: its plan, its shards, its record of finished units.
 
-The group ``_vitxr`` holds the plan (as attributes) and the array ``done``, one
-chunk a unit. The metadata of the root group is written last, so that a store
-that is not finished cannot be opened as if it were whole.
+The group ``_vitxr`` holds the plan (as attributes) and the array ``record``: for
+each unit and each of its shards the size and the CRC-32C. The metadata of the root
+group is written last, so that a store that is not finished cannot be opened as if
+it were whole.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
-import uuid
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import xarray as xr
+import numpy.typing as npt
 
 from vitxr.errors import StoreError
+from vitxr.store.location import PART, Location
+from vitxr.store.shards import Shards, crc32c
 
-__all__ = ["Ledger", "create", "differences", "find", "replacing", "unfinished"]
+__all__ = ["GROUP", "Cut", "Ledger", "differences", "find", "read_plan"]
 
 GROUP = "_vitxr"
+PLAN = f"{GROUP}/zarr.json"
+RECORD = f"{GROUP}/record"
+ROOT = "zarr.json"
+#: Version of the layout that this module writes, and the only one it reads.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a result is cut into units: blocks of images by bands of lattice rows.
+
+    Attributes
+    ----------
+    images, rows
+        Sizes of ``image`` and ``shift_y``.
+    images_per_unit, rows_per_unit
+        What a unit has of them; the last one may have less. More than one image goes with
+        all rows.
+    """
+
+    images: int
+    rows: int
+    images_per_unit: int
+    rows_per_unit: int
+
+    @property
+    def bands(self) -> int:
+        """Units an image, or a block of images, is cut into."""
+        return math.ceil(self.rows / self.rows_per_unit)
+
+    def __len__(self) -> int:
+        return math.ceil(self.images / self.images_per_unit) * self.bands
+
+    def region(self, unit: int) -> dict[str, slice]:
+        """Where a unit lies, by dimension; it has the whole of all others."""
+        block, band = divmod(unit, self.bands)
+        image, row = block * self.images_per_unit, band * self.rows_per_unit
+        return {
+            "image": slice(image, min(image + self.images_per_unit, self.images)),
+            "shift_y": slice(row, min(row + self.rows_per_unit, self.rows)),
+        }
+
+    def frames(self, unit: int) -> int:
+        """Images times lattice rows of a unit."""
+        return math.prod(s.stop - s.start for s in self.region(unit).values())
+
+
+def read_plan(location: Location) -> dict[str, Any] | None:
+    """Return the plan of a store; None if there is none.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be read, or another version of vitxr has written it.
+    """
+    raw = location.read(PLAN)
+    if raw is None:
+        return None
+    try:
+        plan = json.loads(raw)["attributes"]
+        version = plan["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"the plan of the store {str(location)!r} ({PLAN}) cannot be read: {error!r}. "
+            "Restore the file from a copy, or extract into another path."
+        ) from error
+    if version != FORMAT:
+        raise StoreError(
+            f"the store {str(location)!r} has the layout {version!r}; this version of vitxr knows "
+            f"{FORMAT}. Open it with the version that wrote it ({plan.get('vitxr_version', '?')})."
+        )
+    return dict(plan)
 
 
 class Ledger:
-    """Access to a store that is being written; one writer writes whole shards only.
+    """Access to a store that is written unit by unit, in any order, by any number of writers.
 
     Parameters
     ----------
-    path
-        Folder of the store.
+    location
+        Where the store is.
+    plan
+        Its plan, if it is at hand.
     """
 
-    def __init__(self, path: Path):
-        import zarr
+    def __init__(self, location: Location, plan: Mapping[str, Any] | None = None):
+        plan = read_plan(location) if plan is None else plan
+        if plan is None:
+            raise StoreError(f"{str(location)!r} has no plan ({PLAN}): it is no store of extract.")
+        self.location = location
+        self.fingerprint: dict[str, Any] = plan["fingerprint"]
+        self.cut = Cut(**plan["cut"])
+        self.root: dict[str, Any] = plan["root"]
+        self.layout: dict[str, list[int]] = plan["layout"]
+        self.arrays: dict[str, Shards] = {}
+        for name in plan["variables"]:
+            metadata = location.read(f"{name}/zarr.json")
+            if metadata is None:
+                raise StoreError(f"the store {str(location)!r} has lost {name}/zarr.json.")
+            self.arrays[name] = Shards.of(name, metadata)
 
-        self.path = path
-        group = zarr.open_group(path, path=GROUP, mode="r+")
-        self.fingerprint: dict[str, Any] = dict(group.attrs["fingerprint"])
-        self._root: dict[str, Any] = dict(group.attrs["root"])
-        self._done: Any = group["done"]
-        # Not kept on reopening, and without it a shard that is all NaN, the fill value, would not
-        # be written and would count as missing. open_array ignores its argument of that name.
-        with zarr.config.set({"array.write_empty_chunks": True}):
-            self._arrays = {
-                name: zarr.open_array(path, path=name, mode="r+")
-                for name in group.attrs["variables"]
-            }
+    def shards(self, unit: int) -> Iterator[tuple[Shards, str, tuple[slice, ...]]]:
+        """Walk over a unit's shards in the order of the record: array, key, place in the array."""
+        region = self.cut.region(unit)
+        for array in self.arrays.values():
+            for key, place in array.within(region):
+                yield array, key, place
 
-    def done(self) -> np.ndarray:
-        """Return for each unit whether all of it is written."""
-        return np.asarray(self._done[:], dtype=bool)
+    def records(self, units: Sequence[int] | None = None) -> npt.NDArray[np.uint64]:
+        """Sizes and CRC-32C of the shards of each unit, (unit, shard, 2); zeros where not done."""
+        every = range(len(self.cut)) if units is None else units
+        out = np.zeros((len(every), sum(1 for _ in self.shards(0)), 2), np.uint64)
+        found = self.location.read_many(map(_record, every))
+        for row, unit in zip(out, every, strict=True):
+            raw = found.get(_record(unit), b"")
+            if len(raw) == row.nbytes:
+                row[...] = np.frombuffer(raw, "<u8").reshape(row.shape)
+        return out
 
-    def write(self, unit: int, region: Mapping[str, slice], arrays: Mapping[str, Any]) -> None:
+    def done(self) -> npt.NDArray[np.bool_]:
+        """Return for each unit whether it is recorded and its shards have the recorded sizes."""
+        records = self.records()
+        done: npt.NDArray[np.bool_] = np.all(records[:, :, 0] > 0, axis=1)
+        sizes = self._sizes()
+        for unit in np.flatnonzero(done):
+            expected = records[unit, :, 0]
+            keys = (key for _, key, _ in self.shards(int(unit)))
+            done[unit] = all(
+                sizes.get(key) == size for key, size in zip(keys, expected.tolist(), strict=True)
+            )
+        return done
+
+    def _sizes(self) -> dict[str, int]:
+        out: dict[str, int] = {}
+        for name in self.arrays:
+            out |= self.location.sizes(name)
+        return out
+
+    def sweep(self) -> None:
+        """Delete what killed runs have left half written."""
+        for prefix in (*self.arrays, RECORD):
+            self.location.erase(k for k in self.location.sizes(prefix) if k.endswith(PART))
+
+    def forget(self, units: Sequence[int]) -> None:
+        """Take units back: the store is unfinished again, and the next run writes them."""
+        self.location.erase([ROOT])
+        self.location.erase(map(_record, units))
+
+    def write(self, unit: int, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Write one unit's shards, then its record."""
+        region = self.cut.region(unit)
+        record = []
         for name, data in arrays.items():
-            target = self._arrays[name]
-            where = tuple(region.get(d, slice(None)) for d in target.metadata.dimension_names)
-            target[where] = data
-        self._done[unit] = 1
+            array = self.arrays[name]
+            origin = [region[d].start if d in region else 0 for d in array.dims]
+            expected = tuple(
+                region[d].stop - region[d].start if d in region else n
+                for d, n in zip(array.dims, array.shape, strict=True)
+            )
+            if data.shape != expected:
+                raise ValueError(f"{name} of unit {unit}: shape {data.shape}, expected {expected}")
+            for key, place in array.within(region):
+                inside = tuple(
+                    slice(s.start - o, s.stop - o) for s, o in zip(place, origin, strict=True)
+                )
+                shard = array.encode(data[inside])
+                record.append((len(shard), crc32c(shard)))
+                self.location.write({key: shard})
+        self.location.write({_record(unit): np.array(record, "<u8").tobytes()})
+
+    def finished(self) -> bool:
+        """Whether the root metadata is there."""
+        return self.location.read(ROOT) is not None
 
     def finish(self) -> None:
-        """Write the root metadata, which makes the store whole."""
-        import zarr
+        """Write the root metadata, which makes the store whole.
 
-        left = int((~self.done()).sum())
-        if left:
+        Raises
+        ------
+        StoreError
+            If a unit is not recorded, or a recorded shard is gone or has another size.
+        """
+        left = np.flatnonzero(~self.done())
+        if left.size:
             raise StoreError(
-                f"the store {str(self.path)!r} misses {left} of {self._done.size} units and cannot "
-                "be finished: run extract again with the same arguments to write them."
+                f"the store {str(self.location)!r} misses {left.size} of {len(self.cut)} units "
+                f"(the first: {self.describe(int(left[0]))}) and cannot be finished: run extract "
+                "again with the same arguments to write them."
             )
-        zarr.open_group(self.path, mode="a", attributes=self._root)
+        self.location.write({ROOT: self.root_json()})
+
+    def root_json(self) -> bytes:
+        """Return the root metadata of the whole store."""
+        return _json({"zarr_format": 3, "node_type": "group", "attributes": self.root})
+
+    def describe(self, unit: int) -> str:
+        """Name a unit by what it holds."""
+        region = self.cut.region(unit)
+        names = self.fingerprint.get("image_names", [])[region["image"]]
+        if not names:
+            names = [str(i) for i in range(region["image"].start, region["image"].stop)]
+        what = f"image {names[0]!r}" + (f" to {names[-1]!r}" if len(names) > 1 else "")
+        rows = region["shift_y"]
+        if rows.stop - rows.start == self.cut.rows:
+            return what
+        return f"{what}, shift_y {rows.start} to {rows.stop - 1}"
 
 
-def create(
-    path: Path,
-    template: xr.Dataset,
-    layout: Mapping[str, Mapping[str, tuple[int, ...]]],
-    units: int,
+def _record(unit: int) -> str:
+    return f"{RECORD}/c.{unit}.0.0"
+
+
+def plan_json(
+    layout: Mapping[str, bytes],
+    variables: Sequence[str],
+    cut: Cut,
+    root: Mapping[str, Any],
     fingerprint: Mapping[str, Any],
-) -> Ledger:
-    """Lay out a new store: coordinates, empty arrays, plan; no root yet.
-
-    ``template`` has Dask arrays for the variables to be written later and
-    everything else in memory; ``layout`` gives these variables' ``chunks`` and
-    ``shards``. Chunks carry a checksum and are not compressed: activations hardly
-    compress, and reading selected feature maps is what stores are for.
-    """
-    import zarr
-    from zarr.codecs import Crc32cCodec
-
-    encoding = {
-        name: {
-            "chunks": shape["chunks"],
-            # A shard of one chunk is the chunk.
-            **({"shards": shape["shards"]} if shape["shards"] != shape["chunks"] else {}),
-            "compressors": (Crc32cCodec(),),
-            "fill_value": np.nan,
-        }
-        for name, shape in layout.items()
-    }
-
-    # Under another name until it is laid out: creating arrays and groups writes a root as well, and
-    # a run killed here must leave nothing at `path` that could be opened.
-    with replacing(path) as draft:
-        template.to_zarr(
-            draft, mode="w-", compute=False, consolidated=False, zarr_format=3, encoding=encoding
-        )
-        root = dict(zarr.open_group(draft, mode="r").attrs)
-        group = zarr.create_group(
-            draft,
-            path=GROUP,
-            attributes={
-                "about": "plan and record of finished units of a vitxr store",
-                "variables": list(layout),
+    version: str,
+) -> bytes:
+    """Write a plan as the metadata of the group ``_vitxr``."""
+    return _json(
+        {
+            "zarr_format": 3,
+            "node_type": "group",
+            "attributes": {
+                "about": "plan of a vitxr store; record(unit, shard) has the size and CRC-32C of "
+                "each finished unit's shards",
+                "format": FORMAT,
+                "vitxr_version": version,
+                "variables": list(variables),
+                "cut": asdict(cut),
                 "fingerprint": dict(fingerprint),
-                "root": root,
+                "root": dict(root),
+                "layout": {
+                    key: [len(data), crc32c(np.frombuffer(data, np.uint8))]
+                    for key, data in layout.items()
+                },
             },
-        )
-        group.create_array(
-            "done", shape=(units,), chunks=(1,), dtype="uint8", dimension_names=["unit"]
-        )
-        (draft / "zarr.json").unlink()
-    return Ledger(path)
+        }
+    )
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a name beside ``path`` to write to; it becomes ``path`` when all is written.
-
-    If writing fails, nothing is left behind.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
-    try:
-        yield draft
-        draft.rename(path)
-    except BaseException:
-        if draft.is_dir():
-            shutil.rmtree(draft, ignore_errors=True)
-        else:
-            draft.unlink(missing_ok=True)
-        raise
+def _json(value: Any) -> bytes:
+    return json.dumps(value, allow_nan=False).encode()
 
 
-def find(path: Path, fingerprint: Mapping[str, Any], resume: bool) -> Ledger | None:
-    """Open what is at ``path`` to go on with it; None if there is nothing.
+def find(location: Location, fingerprint: Mapping[str, Any], resume: bool) -> dict[str, Any] | None:
+    """Return the plan of what is at ``location``, to go on with it; None if there is nothing.
 
     Raises
     ------
@@ -155,38 +280,28 @@ def find(path: Path, fingerprint: Mapping[str, Any], resume: bool) -> Ledger | N
         If something else is there, if ``resume`` is False, or if the store was
         made with another fingerprint; the message shows the difference.
     """
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        if path.exists():
-            path.rmdir()
+    plan = read_plan(location)
+    if plan is None:
+        if location.exists():
+            raise StoreError(
+                f"{str(location)!r} exists and is not a store of vitxr.extract: nothing was "
+                "written. Choose another path."
+            )
         return None
-    if not (path / GROUP / "zarr.json").exists():
-        raise StoreError(
-            f"{str(path)!r} exists and is not a vitxr store: nothing was written. "
-            "Choose another path."
-        )
     if not resume:
         raise StoreError(
-            f"the store {str(path)!r} exists and resume=False: nothing was written. Choose another "
-            "path, delete the store, or pass resume=True to go on with it."
+            f"the store {str(location)!r} exists and resume=False: nothing was written. Choose "
+            "another path, delete the store, or pass resume=True to go on with it."
         )
-    ledger = Ledger(path)
-    different = differences(ledger.fingerprint, fingerprint)
+    different = differences(plan["fingerprint"], fingerprint)
     if different:
         raise StoreError(
-            f"the store {str(path)!r} was made with other settings, so this run cannot go on with "
-            "it: nothing was written. Stored -> asked:\n  "
+            f"the store {str(location)!r} was made with other settings, so this run cannot go on "
+            "with it: nothing was written. Stored -> asked:\n  "
             + "\n  ".join(different)
             + "\nChoose another path, or pass the stored settings."
         )
-    return ledger
-
-
-def unfinished(path: Path) -> str | None:
-    """Say how far an unfinished store has come; None if it is not one."""
-    if (path / "zarr.json").exists() or not (path / GROUP / "zarr.json").exists():
-        return None
-    done = Ledger(path).done()
-    return f"{int(done.sum())} of {done.size} units are written"
+    return plan
 
 
 def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> Sequence[str]:

@@ -1,0 +1,165 @@
+"""Zarr's shards as bytes: which there are, what they are called, how they are encoded.
+
+An array of a store lies in shards of the ``sharding_indexed`` codec: inner chunks
+in C order, each ending with a CRC-32C, then the index of their places, which ends
+with one as well. Encoding is done here, in one copy, and is tested byte for byte
+against zarr, whose own writing takes five times as long.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Shards", "crc32c"]
+
+Bytes = npt.NDArray[np.uint8]
+
+_CRC = 4
+#: Place and size of a chunk that is not there.
+_NO_CHUNK = 2**64 - 1
+
+
+def crc32c(data: Bytes) -> int:
+    """CRC-32C of contiguous bytes, RFC 3720.
+
+    Examples
+    --------
+    >>> hex(crc32c(np.frombuffer(b"123456789", np.uint8)))
+    '0xe3069283'
+    """
+    import google_crc32c
+
+    return int(google_crc32c.value(data))
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The shards of one array.
+
+    Attributes
+    ----------
+    name, dims, shape, dtype
+        Of the array.
+    shard, chunk
+        Shapes of a shard and of a chunk inside it.
+    compressor
+        Configuration of the Blosc codec of a chunk, or None.
+    """
+
+    name: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    shard: tuple[int, ...]
+    chunk: tuple[int, ...]
+    compressor: Mapping[str, Any] | None
+
+    @classmethod
+    def of(cls, name: str, metadata: bytes) -> Shards:
+        """Read them from the array's ``zarr.json``."""
+        meta = json.loads(metadata)
+        sharding = meta["codecs"][0]["configuration"]
+        blosc = [c["configuration"] for c in sharding["codecs"] if c["name"] == "blosc"]
+        return cls(
+            name=name,
+            dims=tuple(meta["dimension_names"]),
+            shape=tuple(meta["shape"]),
+            dtype=np.dtype(meta["data_type"]).newbyteorder("<"),
+            shard=tuple(meta["chunk_grid"]["configuration"]["chunk_shape"]),
+            chunk=tuple(sharding["chunk_shape"]),
+            compressor=blosc[0] if blosc else None,
+        )
+
+    def within(self, region: Mapping[str, slice]) -> Iterator[tuple[str, tuple[slice, ...]]]:
+        """Walk over the shards of a region, which cuts none.
+
+        Yields
+        ------
+        str
+            Key in the store.
+        tuple of slice
+            Where the shard lies in the array, clipped to it.
+        """
+        ranges = []
+        for dim, size, step in zip(self.dims, self.shape, self.shard, strict=True):
+            part = region.get(dim, slice(0, size))
+            if part.start % step or (part.stop % step and part.stop != size):
+                raise ValueError(f"{self.name}: {dim} {part} cuts shards of {step}")
+            ranges.append(range(part.start // step, math.ceil(part.stop / step)))
+        for index in itertools.product(*ranges):
+            key = f"{self.name}/c." + ".".join(map(str, index))
+            yield (
+                key,
+                tuple(
+                    slice(i * step, min((i + 1) * step, size))
+                    for i, step, size in zip(index, self.shard, self.shape, strict=True)
+                ),
+            )
+
+    def encode(self, block: npt.NDArray[Any]) -> Bytes:
+        """Encode what a shard holds; at the array's end it may be less than a whole one.
+
+        What lies beyond the array is NaN within a chunk; chunks wholly beyond it are left out.
+        """
+        grid = [s // c for s, c in zip(self.shard, self.chunk, strict=True)]
+        size = math.prod(self.chunk) * self.dtype.itemsize
+        index = np.full((math.prod(grid), 2), _NO_CHUNK, "<u8")
+        # Blosc may need a few bytes more than it was given.
+        room = size + (64 if self.compressor else 0) + _CRC
+        out = np.empty(len(index) * room + index.nbytes + _CRC, np.uint8)
+        at = 0
+        for number, place in enumerate(np.ndindex(*grid)):
+            inside = tuple(
+                slice(p * c, min((p + 1) * c, n))
+                for p, c, n in zip(place, self.chunk, block.shape, strict=True)
+            )
+            if any(s.start >= s.stop for s in inside):
+                continue
+            length = self._chunk(block[inside], out[at : at + size + 64])
+            at = _sign(out, at, length)
+            index[number] = at - length - _CRC, length + _CRC
+        out[at : at + index.nbytes] = index.view(np.uint8).ravel()
+        return out[: _sign(out, at, index.nbytes)]
+
+    def _chunk(self, values: npt.NDArray[Any], out: Bytes) -> int:
+        """Write one chunk's bytes; return how many."""
+        size = math.prod(self.chunk) * self.dtype.itemsize
+        if self.compressor is None:
+            whole = out[:size].view(self.dtype).reshape(self.chunk)
+        else:
+            whole = np.empty(self.chunk, self.dtype)
+        if values.shape != self.chunk:
+            whole[...] = np.nan
+        np.copyto(whole[tuple(slice(n) for n in values.shape)], values)
+        if self.compressor is None:
+            return size
+        packed = np.frombuffer(_blosc(self.compressor).encode(whole), np.uint8)
+        out[: len(packed)] = packed
+        return len(packed)
+
+
+def _sign(out: Bytes, at: int, length: int) -> int:
+    """Append the CRC-32C of what was written; return where it ends."""
+    end = at + length
+    out[end : end + _CRC] = np.frombuffer(crc32c(out[at:end]).to_bytes(_CRC, "little"), np.uint8)
+    return end + _CRC
+
+
+def _blosc(configuration: Mapping[str, Any]) -> Any:
+    from numcodecs.blosc import Blosc
+
+    shuffle = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}[configuration["shuffle"]]
+    return Blosc(
+        cname=configuration["cname"],
+        clevel=configuration["clevel"],
+        shuffle=shuffle,
+        blocksize=configuration["blocksize"],
+    )

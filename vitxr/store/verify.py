@@ -1,0 +1,146 @@
+"""Read a whole store and compare it with what was recorded when it was written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from vitxr.errors import StoreError
+from vitxr.store.ledger import ROOT, Ledger, read_plan
+from vitxr.store.location import Location
+from vitxr.store.shards import Shards, crc32c
+
+__all__ = ["verify"]
+
+
+def verify(path: str | Path, reset: bool = False, progress: bool = True) -> xr.Dataset:
+    """Check every byte of a store against the sizes and checksums recorded with it.
+
+    Parameters
+    ----------
+    path
+        Store of :func:`vitxr.extract`, finished or not: a folder or an fsspec URL.
+    reset
+        Take damaged units back. The store is then unfinished, and the same extraction,
+        run again, writes them anew.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    xarray.Dataset
+        Along ``shard``, the shards that are not as they were written; none if all is well:
+        ``problem`` ("missing", "cut short", "altered", "not recorded"), ``unit`` (its number),
+        ``image`` and ``shift_y`` (the first of the unit's), ``layer`` (-1 where the variable
+        has none), ``variable``, ``key`` (its name in the store). "not recorded" is what an
+        unfinished store still lacks. Attributes: ``units``, ``damaged``, ``bytes`` read.
+
+    Raises
+    ------
+    StoreError
+        If there is no such store, its plan is unreadable, or its coordinates or metadata
+        are not as they were written, which only a copy can mend.
+
+    Notes
+    -----
+    The checksum is CRC-32C, which finds accidents, not forgery.
+
+    Examples
+    --------
+    >>> import tempfile, vitxr
+    >>> path = tempfile.mkdtemp() + "/run.zarr"
+    >>> ds = vitxr.extract(vitxr.datasets.digits(per_class=1), vitxr.load_model("digits"),
+    ...                    layers=[0], shifts=None, store=path, progress=False)
+    >>> vitxr.verify(path, progress=False).sizes["shard"]
+    0
+    """
+    location = Location(path)
+    plan = read_plan(location)
+    if plan is None:
+        what = "is not a store of vitxr.extract" if location.exists() else "does not exist"
+        raise StoreError(
+            f"{str(location)!r} {what}: it has no record to verify against. Expected a store that "
+            "vitxr.extract wrote."
+        )
+    book = Ledger(location, plan)
+    _check_layout(book)
+    rows = list(_problems(book, progress))
+    damaged = sorted({row["unit"] for row in rows if row["problem"] != "not recorded"})
+    if reset and damaged:
+        book.forget(damaged)
+    read = int(book.records()[:, :, 0].sum())
+    return _table(rows, {"units": len(book.cut), "damaged": len(damaged), "bytes": read})
+
+
+def _check_layout(book: Ledger) -> None:
+    """Compare coordinates and metadata, which are no unit's."""
+    found = book.location.read_many(book.layout)
+    bad = [
+        f"{key}: {'missing' if key not in found else 'altered'}"
+        for key, (size, crc) in book.layout.items()
+        if key not in found
+        or len(found[key]) != size
+        or crc32c(np.frombuffer(found[key], np.uint8)) != crc
+    ]
+    root = book.location.read(ROOT)
+    if root is not None and root != book.root_json():
+        bad.append(f"{ROOT}: altered")
+    if bad:
+        raise StoreError(
+            f"the store {str(book.location)!r} has coordinates or metadata that are not as they "
+            f"were written: {'; '.join(bad[:5])}. Restore them from a copy, or extract again."
+        )
+
+
+def _problems(book: Ledger, progress: bool) -> Iterator[dict[str, Any]]:
+    from tqdm.auto import tqdm
+
+    records = book.records()
+    units = tqdm(range(len(book.cut)), desc="verify", unit="unit", disable=not progress, delay=1)
+    for unit in units:
+        for (array, key, place), (size, crc) in zip(
+            book.shards(unit), records[unit].tolist(), strict=True
+        ):
+            problem = _problem(book.location.read(key), size, crc) if size else "not recorded"
+            if problem:
+                yield _row(book, unit, array, key, place, problem)
+
+
+def _problem(data: bytes | None, size: int, crc: int) -> str:
+    if data is None:
+        return "missing"
+    if len(data) < size:
+        return "cut short"
+    return "" if len(data) == size and crc32c(np.frombuffer(data, np.uint8)) == crc else "altered"
+
+
+def _row(
+    book: Ledger, unit: int, array: Shards, key: str, place: tuple[slice, ...], problem: str
+) -> dict[str, Any]:
+    at = {dim: part.start for dim, part in zip(array.dims, place, strict=True)}
+    images = book.fingerprint.get("image_names", [])
+    layers = book.fingerprint.get("layers", [])
+    return {
+        "problem": problem,
+        "unit": unit,
+        "image": images[at["image"]] if images else str(at["image"]),
+        "shift_y": at.get("shift_y", 0),
+        "layer": (layers[at["layer"]] if layers else at["layer"]) if "layer" in at else -1,
+        "variable": array.name,
+        "key": key,
+    }
+
+
+def _table(rows: list[dict[str, Any]], attrs: dict[str, int]) -> xr.Dataset:
+    numbers = ("unit", "shift_y", "layer")
+    names = ("problem", *numbers, "image", "variable", "key")
+    columns = {
+        name: np.array([row[name] for row in rows], np.int64 if name in numbers else object)
+        for name in names
+    }
+    ds = xr.Dataset({name: ("shard", values) for name, values in columns.items()}, attrs=attrs)
+    return ds.set_coords([name for name in names if name != "problem"])
