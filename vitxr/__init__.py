@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import vitxr.accessor as _accessor  # noqa: F401 (registers .vit)
 from vitxr import errors, names
 from vitxr._version import __version__
-from vitxr.extract import extract
+from vitxr.extract import estimate, extract
 from vitxr.stimuli import ShiftGrid, open_images, read_image
 from vitxr.store import open_store as open  # noqa: A004 (the public name; the builtin is not used)
 from vitxr.store import save, verify
@@ -30,6 +30,7 @@ __all__ = [
     "__version__",
     "datasets",
     "errors",
+    "estimate",
     "extract",
     "factorize",
     "fit_ensemble",

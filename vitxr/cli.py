@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitxr import __version__
-from vitxr.errors import ArgumentError, VitxrError
+from vitxr.errors import ArgumentError, StoreError, VitxrError
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -22,9 +24,11 @@ examples:
   vitxr demo                                     the whole analysis on the bundled model
   vitxr extract photos/ run.zarr --model google/vit-base-patch16-224 --layers 0,11
   vitxr factorize run.zarr factors.nc --layer 0 --rank 25
+  vitxr verify run.zarr
   vitxr info run.zarr
 
-exit status: 0 done, 1 refused or failed (one message says why), 2 usage, 130 interrupted
+exit status: 0 done, 1 refused or failed (one message says why), 2 usage, 130 interrupted,
+143 terminated
 """
 
 
@@ -32,13 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     args = _parser().parse_args(argv)
     try:
-        args.run(args)
+        with _terminable():
+            args.run(args)
     except VitxrError as error:
         print(f"vitxr {args.command}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"vitxr {args.command}: interrupted{_left(args)}", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, _Terminated)
+        what = "terminated" if terminated else "interrupted"
+        print(f"vitxr {args.command}: {what}{_left(args)}", file=sys.stderr)
+        return 143 if terminated else 130
     except BrokenPipeError:
         sys.stderr.close()
         return 1
@@ -48,11 +55,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Terminated(KeyboardInterrupt):
+    """A SIGTERM, as batch systems send before they kill."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end the command as Ctrl-C does."""
+
+    def stop(*_: Any) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _left(args: argparse.Namespace) -> str:
     """Say what an interrupted extraction has left, and how to go on."""
     from vitxr.store.files import unfinished
 
-    done = unfinished(args.store) if args.command == "extract" else None
+    done = unfinished(args.store) if args.command == "extract" and not args.dry_run else None
     return f": {done}. The same command goes on from there." if done else ""
 
 
@@ -69,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     _demo(commands)
     _extract(commands)
     _factorize(commands)
+    _verify(commands)
     _info(commands)
     return parser
 
@@ -124,6 +150,10 @@ def _batch(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
+def _workers(text: str) -> int | list[str]:
+    return int(text) if text.isdigit() else text.split(",")
+
+
 def _add_quiet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="show no progress bars")
 
@@ -161,7 +191,7 @@ def _extract(commands: Any) -> None:
         help="folder of images (one subfolder a class), image, .npy stack; or the name "
         "of a dataset: digits, photos",
     )
-    add("store", type=Path, help="Zarr store to write, ending in .zarr")
+    add("store", help="Zarr store to write, ending in .zarr: a folder, or a URL (s3://...)")
     add(
         "--model",
         default="google/vit-base-patch16-224",
@@ -197,8 +227,19 @@ def _extract(commands: Any) -> None:
     add("--per-class", type=int, help="images of each class; all if not given")
     add("--size", type=_size, help="thumbnail within 224, or resize to 224x224 (height x width)")
     add("--precision", choices=["float32", "bfloat16"], default="float32", help="of the forward")
-    add("--storage-dtype", choices=["float32", "float16"], default="float32", help="of the store")
+    add(
+        "--storage-dtype",
+        default="float32",
+        help="float32; float16; or bitroundN, float32 rounded to N mantissa bits and compressed",
+    )
     add("--batch-size", type=_batch, default="auto", help="frames a forward pass takes")
+    add(
+        "--workers",
+        type=_workers,
+        default=1,
+        help="processes: a number, or a device for each, such as cuda:0,cuda:1",
+    )
+    add("--dry-run", action="store_true", help="say what it would cost, and write nothing")
     _add_quiet(parser)
 
 
@@ -223,20 +264,22 @@ def _run_extract(args: argparse.Namespace) -> None:
     import vitxr
 
     stim = _stimuli(args)
-    ds = vitxr.extract(
-        stim,
-        vitxr.load_model(args.model, revision=args.revision, device=args.device),
-        layers=args.layers,
-        shifts=vitxr.ShiftGrid(args.step, args.scheme) if args.step != 0 else None,
-        variables=args.variables.split(","),
-        feature_maps=args.feature_maps,
-        preprocess=args.preprocess,
-        precision=args.precision,
-        storage_dtype=args.storage_dtype,
-        store=args.store,
-        batch_size=args.batch_size,
-        progress=not args.quiet,
-    )
+    model = vitxr.load_model(args.model, revision=args.revision, device=args.device)
+    options: dict[str, Any] = {
+        "layers": args.layers,
+        "shifts": vitxr.ShiftGrid(args.step, args.scheme) if args.step != 0 else None,
+        "variables": args.variables.split(","),
+        "feature_maps": args.feature_maps,
+        "preprocess": args.preprocess,
+        "precision": args.precision,
+        "storage_dtype": args.storage_dtype,
+        "store": args.store,
+        "batch_size": args.batch_size,
+    }
+    if args.dry_run:
+        print(vitxr.estimate(stim, model, **options))
+        return
+    ds = vitxr.extract(stim, model, **options, workers=args.workers, progress=not args.quiet)
     print(_sizes(ds))
     print(f"The store is {args.store}")
 
@@ -250,7 +293,7 @@ def _factorize(commands: Any) -> None:
         "give an ensemble.",
     )
     add = parser.add_argument
-    add("store", type=Path, help="store that vitxr extract wrote")
+    add("store", help="store that vitxr extract wrote")
     add("output", type=Path, help="file to write, ending in .nc or .zarr")
     add("--layer", type=int, required=True, help="block, 0-based")
     add(
@@ -318,6 +361,44 @@ def _run_factorize(args: argparse.Namespace) -> None:
     print(f"Written to {args.output}")
 
 
+def _verify(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "verify",
+        _run_verify,
+        "Check every byte of a store against the checksums written with it. Exit status 1 if "
+        "anything is missing, cut short, altered or not written yet.",
+    )
+    parser.add_argument("store", help="store that vitxr extract wrote, finished or not")
+    parser.add_argument(
+        "--reset",
+        action="store_true",
+        help="take damaged units back: the same vitxr extract, run again, writes them anew",
+    )
+    _add_quiet(parser)
+
+
+def _run_verify(args: argparse.Namespace) -> None:
+    import vitxr
+
+    found = vitxr.verify(args.store, reset=args.reset, progress=not args.quiet)
+    checked = f"{found.attrs['units']} units, {_bytes(found.attrs['bytes'])}"
+    if found.sizes["shard"] == 0:
+        print(f"All is as it was written: {checked}.")
+        return
+    rows = found.to_dataframe().sort_values("unit")
+    print(rows[["problem", "unit", "image", "shift_y", "layer", "key"]].to_string(index=False))
+    damaged, again = found.attrs["damaged"], "the same vitxr extract again"
+    if not damaged:
+        raise StoreError(f"the store is not finished. Run {again} to write what is missing.")
+    if args.reset:
+        raise StoreError(f"{damaged} damaged units were taken back. Run {again} to write them.")
+    raise StoreError(
+        f"{damaged} of {found.attrs['units']} units are damaged. Take them back with --reset, and "
+        f"run {again} to write them anew."
+    )
+
+
 def _info(commands: Any) -> None:
     parser = _command(
         commands,
@@ -334,7 +415,7 @@ def _run_info(args: argparse.Namespace) -> None:
     path = Path(args.target)
     is_file = path.suffix in (".zarr", ".nc", ".mat")
     if is_file or (path.exists() and not (path / "config.json").exists()):
-        result = vitxr.open(path)
+        result = vitxr.open(args.target)
         print(_sizes(result))
         for key, value in result.attrs.items():
             print(f"  {key}: {value}")

@@ -1,7 +1,8 @@
 """Extraction: stimuli and a model to labelled activations, lazily or into a store.
 
-``plan`` decides what is computed in which units, ``units`` computes one unit,
-``run`` computes them all: here, on a cluster, or as a Dask graph.
+``plan`` decides what is computed in which units, ``units`` computes one. ``lazy`` makes a Dask
+graph of them; ``run`` fills a store, by one of the executors ``pipeline`` (this process),
+``processes`` and ``cluster``; ``cost`` says beforehand what that takes.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import xarray as xr
 from vitxr.stimuli.shifts import ShiftGrid
 
 if TYPE_CHECKING:
+    from vitxr.extract.cost import Cost
     from vitxr.models import Backbone
 
-__all__ = ["extract"]
+__all__ = ["estimate", "extract"]
 
 _DEFAULT_SHIFTS = ShiftGrid()
 
@@ -154,3 +156,67 @@ def extract(
     if store is None:
         return lazy(plan)
     return run.into_store(plan, store, resume, client, workers, progress)
+
+
+def estimate(
+    stim: xr.Dataset,
+    model: Backbone,
+    layers: int | Sequence[int] | Literal["all"] = "all",
+    shifts: ShiftGrid | None = _DEFAULT_SHIFTS,
+    variables: Sequence[str] = ("activation",),
+    feature_maps: int | Sequence[int] | None = None,
+    preprocess: Literal["model", "raw"] = "model",
+    precision: Literal["float32", "bfloat16"] = "float32",
+    storage_dtype: str = "float32",
+    store: str | Path = ".",
+    batch_size: int | Literal["auto"] = "auto",
+) -> Cost:
+    """Say what :func:`extract` would cost: forward passes, bytes, files and time.
+
+    Nothing is written. One batch is run three times to learn the time of a frame.
+
+    Parameters
+    ----------
+    stim, model, layers, shifts, variables, feature_maps, preprocess, precision, \
+storage_dtype, batch_size
+        As in :func:`extract`.
+    store
+        Where the store would be, to tell how much room there is.
+
+    Returns
+    -------
+    Cost
+        ``frames``, ``batches``, ``bytes``, ``files``, ``free`` bytes on the disk, and
+        ``seconds``: frames times the measured time of one, on this machine as busy as it
+        is now. Prints as a sentence.
+
+    Raises
+    ------
+    ArgumentError, DataError, ImageError, ModelError
+        If an argument does not fit, as :func:`extract`.
+
+    Examples
+    --------
+    >>> import vitxr
+    >>> cost = vitxr.estimate(vitxr.datasets.digits(per_class=5), vitxr.load_model("digits"),
+    ...                       shifts=vitxr.ShiftGrid(step=4))
+    >>> cost.frames, cost.bytes
+    (3200, 235929600)
+    """
+    from vitxr.extract.cost import cost, probe
+    from vitxr.extract.plan import make_plan
+    from vitxr.store.location import Location
+
+    plan = make_plan(
+        stim,
+        model,
+        layers=layers,
+        shifts=shifts,
+        variables=variables,
+        feature_maps=feature_maps,
+        preprocess=preprocess,
+        precision=precision,
+        storage_dtype=storage_dtype,
+        batch_size=batch_size,
+    )
+    return probe(plan, cost(plan, Location(store), range(len(plan.cut))))

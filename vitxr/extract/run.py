@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from vitxr.errors import ArgumentError
-from vitxr.extract.cost import check_room, cost
+from vitxr.extract.cost import check_room, cost, probe
 from vitxr.extract.plan import Plan
 from vitxr.store.files import open_store
 from vitxr.store.layout import create, is_laid_out
@@ -21,6 +22,9 @@ from vitxr.store.location import Location
 __all__ = ["check", "into_store"]
 
 Workers = int | Sequence[str]
+
+#: Batches of a run that is told its time beforehand: trying two takes a hundredth of it.
+_WORTH_A_PROBE = 200
 
 
 def check(store: str | Path | None, client: Any, workers: Workers, model: Any) -> None:
@@ -78,8 +82,9 @@ def into_store(
             if book.finished():
                 book.forget(todo)  # somebody has damaged it since
             check_room(plan, location, todo)
-            executor = _executor(plan, book, todo, client, workers)
-            _watch(plan, location, todo, executor, progress)
+            if progress:
+                _announce(plan, location, todo, here=client is None and workers == 1)
+            _watch(plan, todo, _executor(plan, book, todo, client, workers), progress)
         if not book.finished():
             book.finish()
     ds = open_store(store)
@@ -115,9 +120,18 @@ def _executor(
     return pipeline.run(plan, book, todo)
 
 
+def _announce(plan: Plan, location: Location, todo: list[int], here: bool) -> None:
+    """Say what the run costs; how long it takes too, if it is long and run by this process."""
+    from tqdm.auto import tqdm
+
+    known = cost(plan, location, todo)
+    if here and known.batches >= _WORTH_A_PROBE:
+        known = probe(plan, known)
+    tqdm.write(f"extract: {known}", file=sys.stderr)
+
+
 def _watch(
     plan: Plan,
-    location: Location,
     todo: list[int],
     executor: Iterator[tuple[int, list[str]]],
     progress: bool,
@@ -127,8 +141,6 @@ def _watch(
 
     total = sum(map(plan.frames, range(len(plan.cut))))
     left = sum(map(plan.frames, todo))
-    if progress:
-        tqdm.write(f"extract: {cost(plan, location, todo)}")
     with tqdm(
         total=total,
         initial=total - left,
