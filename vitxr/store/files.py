@@ -21,6 +21,7 @@ from vitxr.names import VARIABLES
 from vitxr.store.layout import is_laid_out
 from vitxr.store.ledger import ROOT, Ledger, read_plan
 from vitxr.store.location import Location
+from vitxr.store.reader import lazy
 
 __all__ = ["open_store", "save", "unfinished"]
 
@@ -45,9 +46,9 @@ def open_store(path: str | Path, partial: bool = False) -> Result:
     Returns
     -------
     xarray.Dataset, xarray.DataTree or xarray.DataArray
-        What was saved. Lazy: variables are Dask arrays, chunked by shards, and along
-        ``feature_map`` by the chunks inside them. Coordinates are in memory,
-        multi-indexes are rebuilt.
+        What was saved. Lazy: variables are Dask arrays, in chunks of some megabytes that
+        are whole shards, along ``feature_map`` the chunks inside them. Coordinates are in
+        memory, multi-indexes are rebuilt.
 
     Raises
     ------
@@ -93,7 +94,7 @@ def open_store(path: str | Path, partial: bool = False) -> Result:
         raise StoreError(f"{str(location)!r} is a MATLAB file: read it with vitxr.read_mat.")
     try:
         if plan is not None:
-            return _decode(_open_root(location.key_value))
+            return _open_activations(Ledger(location, plan), location.key_value, missing=False)
         tree = _open_tree(location)
     except (OSError, ValueError, KeyError) as error:
         raise StoreError(
@@ -131,14 +132,20 @@ def _open_tree(location: Location) -> xr.DataTree:
     return xr.open_datatree(location.folder, engine="netcdf4", chunks=None)
 
 
-def _open_root(store: Any) -> xr.Dataset:
-    return xr.open_dataset(store, engine="zarr", consolidated=False, chunks=None)
+def _open_activations(book: Ledger, store: Any, missing: bool) -> xr.Dataset:
+    """Open a store of an extraction: coordinates by xarray, activations by our own reader."""
+    ds = xr.open_dataset(store, engine="zarr", consolidated=False, chunks=None)
+    attrs = {name: ds[name].attrs for name in book.arrays}
+    ds = _decode(ds.drop_vars(list(book.arrays)))
+    for name, shards in book.arrays.items():
+        ds[name] = (shards.dims, lazy(book.location, shards, missing), attrs[name])
+    return ds
 
 
 def _open_partial(book: Ledger) -> xr.Dataset:
     from vitxr.store.rooted import Rooted
 
-    ds = _decode(_open_root(Rooted(book.location.key_value, book.root_json())))
+    ds = _open_activations(book, Rooted(book.location.key_value, book.root_json()), missing=True)
     written = np.zeros((book.cut.images, book.cut.rows), bool)
     for unit in np.flatnonzero(book.done()):
         region = book.cut.region(int(unit))
@@ -174,7 +181,8 @@ def _decode(ds: xr.Dataset) -> xr.Dataset:
             ds[name] = array.variable.chunk(sizes)
     # A folder lists its arrays in any order; the vocabulary has one.
     known = {name: i for i, name in enumerate(VARIABLES)}
-    return ds[sorted(ds.data_vars, key=lambda name: known.get(str(name), len(known)))]
+    names = sorted(ds.data_vars, key=lambda name: known.get(str(name), len(known)))
+    return ds[names] if names else ds
 
 
 def save(result: Result, path: str | Path) -> Path:

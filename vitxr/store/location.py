@@ -9,14 +9,22 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from vitxr.errors import StoreError
 
 __all__ = ["Location"]
+
+Bytes = npt.NDArray[np.uint8]
+
+#: Bytes that a kernel reads ahead by itself.
+_READAHEAD = 128 << 10
 
 #: Ending of a local file that is being written.
 PART = ".part"
@@ -110,6 +118,46 @@ class Location:
             if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
                 raise OSError(f"reading {path!r} failed: {data}") from data
         return {paths[p]: bytes(d) for p, d in got.items() if not isinstance(d, Exception)}
+
+    @contextlib.contextmanager
+    def opened(self, key: str) -> Iterator[Callable[[int | None, int], Bytes] | None]:
+        """Open one object to read pieces of it: a function of place and size, None if it is gone.
+
+        The place None means the end: the last so many bytes.
+        """
+        if self.folder is None:
+            yield self._ranges(key)
+            return
+        try:
+            file = (self.folder / key).open("rb", buffering=0)
+        except FileNotFoundError:
+            yield None
+            return
+
+        def piece(at: int | None, size: int) -> Bytes:
+            if at is None:
+                at = max(os.fstat(file.fileno()).st_size - size, 0)
+            if size > _READAHEAD and hasattr(os, "posix_fadvise"):
+                # All of it at once, rather than piece by piece as readahead would.
+                os.posix_fadvise(file.fileno(), at, size, os.POSIX_FADV_WILLNEED)
+            file.seek(at)
+            out = np.empty(size, np.uint8)
+            return out[: file.readinto(out.data)]
+
+        with file:
+            yield piece
+
+    def _ranges(self, key: str) -> Callable[[int | None, int], Bytes] | None:
+        fs, root = self._remote
+        path = f"{root}/{key}"
+        if not fs.exists(path):
+            return None
+
+        def piece(at: int | None, size: int) -> Bytes:
+            start, end = (-size, None) if at is None else (at, at + size)
+            return np.frombuffer(fs.cat_file(path, start=start, end=end), np.uint8)
+
+        return piece
 
     def write(self, objects: Mapping[str, Any]) -> None:
         """Write whole objects (bytes or arrays of bytes), in order; each is there whole or not."""

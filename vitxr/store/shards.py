@@ -95,14 +95,40 @@ class Shards:
                 raise ValueError(f"{self.name}: {dim} {part} cuts shards of {step}")
             ranges.append(range(part.start // step, math.ceil(part.stop / step)))
         for index in itertools.product(*ranges):
-            key = f"{self.name}/c." + ".".join(map(str, index))
             yield (
-                key,
+                self.key(index),
                 tuple(
                     slice(i * step, min((i + 1) * step, size))
                     for i, step, size in zip(index, self.shard, self.shape, strict=True)
                 ),
             )
+
+    def key(self, index: tuple[int, ...]) -> str:
+        """Name of a shard in the store."""
+        return f"{self.name}/c." + ".".join(map(str, index))
+
+    @property
+    def index_bytes(self) -> int:
+        """Size of the index at a shard's end."""
+        chunks = math.prod(s // c for s, c in zip(self.shard, self.chunk, strict=True))
+        return 16 * chunks + _CRC
+
+    def decode_index(self, raw: Bytes, chunks: int) -> npt.NDArray[np.uint64]:
+        """Read places and sizes of a shard's chunks, (chunk, 2); ValueError if damaged."""
+        if len(raw) != self.index_bytes or not _signed(raw):
+            raise ValueError("is cut short, or its index is altered (checksum)")
+        return raw[:-_CRC].view("<u8").reshape(chunks, 2)
+
+    def decode(self, raw: Bytes) -> npt.NDArray[Any]:
+        """Read one chunk's values; ValueError if it is damaged."""
+        size = math.prod(self.chunk) * self.dtype.itemsize
+        if not _signed(raw) or (self.compressor is None and len(raw) != size + _CRC):
+            raise ValueError("is altered (a chunk's checksum)")
+        if self.compressor is None:
+            return raw[:-_CRC].view(self.dtype).reshape(self.chunk)
+        values = np.empty(self.chunk, self.dtype)
+        _blosc(self.compressor).decode(raw[:-_CRC], values)
+        return values
 
     def encode(self, block: npt.NDArray[Any]) -> Bytes:
         """Encode what a shard holds; at the array's end it may be less than a whole one.
@@ -151,6 +177,13 @@ def _sign(out: Bytes, at: int, length: int) -> int:
     end = at + length
     out[end : end + _CRC] = np.frombuffer(crc32c(out[at:end]).to_bytes(_CRC, "little"), np.uint8)
     return end + _CRC
+
+
+def _signed(raw: Bytes) -> bool:
+    """Whether bytes end with their CRC-32C."""
+    return len(raw) > _CRC and crc32c(raw[:-_CRC]) == int.from_bytes(
+        raw[-_CRC:].tobytes(), "little"
+    )
 
 
 def _blosc(configuration: Mapping[str, Any]) -> Any:
