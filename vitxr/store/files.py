@@ -19,7 +19,7 @@ import xarray as xr
 from vitxr.errors import ArgumentError, StoreError
 from vitxr.names import VARIABLES
 from vitxr.store.layout import is_laid_out
-from vitxr.store.ledger import ROOT, Ledger, read_plan
+from vitxr.store.ledger import ROOT, Ledger, is_finished, read_plan
 from vitxr.store.location import Location
 from vitxr.store.reader import lazy
 
@@ -81,7 +81,7 @@ def open_store(path: str | Path, partial: bool = False) -> Result:
                 "start. Run extract again with the same arguments."
             )
         return _open_partial(Ledger(location, plan))
-    if plan is not None and location.read(ROOT) is None:
+    if plan is not None and not is_finished(location, plan["root"]):
         raise StoreError(
             f"the store {str(location)!r} is not finished: {_progress(location, plan)}. "
             "Run extract again with the same arguments, which goes on where it stopped; or open "
@@ -114,7 +114,7 @@ def unfinished(path: str | Path) -> str | None:
     """Say how far an unfinished store has come; None if it is not one."""
     location = Location(path)
     plan = read_plan(location)
-    if plan is None or location.read(ROOT) is not None:
+    if plan is None or is_finished(location, plan["root"]):
         return None
     return _progress(location, plan)
 

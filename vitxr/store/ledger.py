@@ -21,7 +21,7 @@ from vitxr.errors import StoreError
 from vitxr.store.location import PART, Location
 from vitxr.store.shards import Shards, crc32c
 
-__all__ = ["GROUP", "Cut", "Ledger", "differences", "find", "read_plan"]
+__all__ = ["GROUP", "Cut", "Ledger", "differences", "find", "is_finished", "read_plan"]
 
 GROUP = "_vitxr"
 PLAN = f"{GROUP}/zarr.json"
@@ -98,8 +98,21 @@ def read_plan(location: Location) -> dict[str, Any] | None:
     return dict(plan)
 
 
+def is_finished(location: Location, root: Mapping[str, Any]) -> bool:
+    """Whether the root metadata is there, with the attributes that the plan has for it.
+
+    An empty group is not enough: zarr makes one of whatever it opens to write.
+    """
+    try:
+        return set(root) <= set(json.loads(location.read(ROOT) or b"")["attributes"])
+    except (ValueError, KeyError):
+        return False
+
+
 class Ledger:
     """Access to a store that is written unit by unit, in any order, by any number of writers.
+
+    Each writer has a Ledger of its own.
 
     Parameters
     ----------
@@ -118,6 +131,7 @@ class Ledger:
         self.cut = Cut(**plan["cut"])
         self.root: dict[str, Any] = plan["root"]
         self.layout: dict[str, list[int]] = plan["layout"]
+        self._scratch = np.empty(0, np.uint8)
         self.arrays: dict[str, Shards] = {}
         for name in plan["variables"]:
             metadata = location.read(f"{name}/zarr.json")
@@ -189,14 +203,20 @@ class Ledger:
                 inside = tuple(
                     slice(s.start - o, s.stop - o) for s, o in zip(place, origin, strict=True)
                 )
-                shard = array.encode(data[inside])
+                shard = array.encode(data[inside], self._room(array.most_bytes))
                 record.append((len(shard), crc32c(shard)))
                 self.location.write({key: shard})
         self.location.write({_record(unit): np.array(record, "<u8").tobytes()})
 
+    def _room(self, size: int) -> npt.NDArray[np.uint8]:
+        # Used again for every shard: fresh memory costs as much as filling it.
+        if self._scratch.size < size:
+            self._scratch = np.empty(size, np.uint8)
+        return self._scratch
+
     def finished(self) -> bool:
         """Whether the root metadata is there."""
-        return self.location.read(ROOT) is not None
+        return is_finished(self.location, self.root)
 
     def finish(self) -> None:
         """Write the root metadata, which makes the store whole.

@@ -23,6 +23,8 @@ __all__ = ["Shards", "crc32c"]
 Bytes = npt.NDArray[np.uint8]
 
 _CRC = 4
+#: Most bytes that Blosc adds to what it cannot compress.
+_BLOSC_EXTRA = 64
 #: Place and size of a chunk that is not there.
 _NO_CHUNK = 2**64 - 1
 
@@ -130,17 +132,23 @@ class Shards:
         _blosc(self.compressor).decode(raw[:-_CRC], values)
         return values
 
-    def encode(self, block: npt.NDArray[Any]) -> Bytes:
+    @property
+    def most_bytes(self) -> int:
+        """Bytes that no encoded shard exceeds."""
+        chunks = math.prod(s // c for s, c in zip(self.shard, self.chunk, strict=True))
+        size = math.prod(self.chunk) * self.dtype.itemsize
+        # Blosc may need a few bytes more than it was given.
+        return chunks * (size + _CRC + (_BLOSC_EXTRA if self.compressor else 0)) + self.index_bytes
+
+    def encode(self, block: npt.NDArray[Any], out: Bytes) -> Bytes:
         """Encode what a shard holds; at the array's end it may be less than a whole one.
 
         What lies beyond the array is NaN within a chunk; chunks wholly beyond it are left out.
+        ``out`` has at least :attr:`most_bytes`; the result is the part of it that is used.
         """
         grid = [s // c for s, c in zip(self.shard, self.chunk, strict=True)]
         size = math.prod(self.chunk) * self.dtype.itemsize
         index = np.full((math.prod(grid), 2), _NO_CHUNK, "<u8")
-        # Blosc may need a few bytes more than it was given.
-        room = size + (64 if self.compressor else 0) + _CRC
-        out = np.empty(len(index) * room + index.nbytes + _CRC, np.uint8)
         at = 0
         for number, place in enumerate(np.ndindex(*grid)):
             inside = tuple(
@@ -149,7 +157,7 @@ class Shards:
             )
             if any(s.start >= s.stop for s in inside):
                 continue
-            length = self._chunk(block[inside], out[at : at + size + 64])
+            length = self._chunk(block[inside], out[at : at + size + _BLOSC_EXTRA])
             at = _sign(out, at, length)
             index[number] = at - length - _CRC, length + _CRC
         out[at : at + index.nbytes] = index.view(np.uint8).ravel()
