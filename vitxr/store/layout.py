@@ -117,7 +117,7 @@ def _objects(coords: xr.Dataset, arrays: Mapping[str, Array], cut: Cut) -> dict[
         chunks=(1, shards, 2),
         compressors=None,
         fill_value=0,
-        dimension_names=("unit", "shard", "size_crc32c"),
+        dimension_names=("unit", "shard", "size_checksum"),
         chunk_key_encoding=flat,
     )
     root = dict(zarr.open_group(store, mode="r").attrs)

@@ -1,7 +1,7 @@
 """A store while it is written: its plan, its shards, its record of finished units.
 
 The group ``_vitxr`` holds the plan (as attributes) and the array ``record``: for
-each unit and each of its shards the size and the CRC-32C. The metadata of the root
+each unit and each of its shards the size and a checksum. The metadata of the root
 group is written last, so that a store that is not finished cannot be opened as if
 it were whole.
 """
@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vitxr.errors import StoreError
+from vitxr.names import VARIABLES
 from vitxr.store.location import PART, Location
 from vitxr.store.shards import Shards, crc32c
 
@@ -29,6 +30,8 @@ RECORD = f"{GROUP}/record"
 ROOT = "zarr.json"
 #: Version of the layout that this module writes, and the only one it reads.
 FORMAT = 1
+#: Units that a plan may have: hundreds of terabytes.
+_MOST_UNITS = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -86,16 +89,53 @@ def read_plan(location: Location) -> dict[str, Any] | None:
         plan = json.loads(raw)["attributes"]
         version = plan["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            f"the plan of the store {str(location)!r} ({PLAN}) cannot be read: {error!r}. "
-            "Restore the file from a copy, or extract into another path."
-        ) from error
+        raise StoreError(_unreadable(location, repr(error))) from error
     if version != FORMAT:
         raise StoreError(
             f"the store {str(location)!r} has the layout {version!r}; this version of vitxr knows "
             f"{FORMAT}. Open it with the version that wrote it ({plan.get('vitxr_version', '?')})."
         )
+    wrong = [key for key, fits in _SHAPE_OF_A_PLAN.items() if not fits(plan.get(key))]
+    if wrong:
+        raise StoreError(_unreadable(location, f"{', '.join(wrong)} make no sense"))
     return dict(plan)
+
+
+def _unreadable(location: Location, why: str) -> str:
+    return (
+        f"the plan of the store {str(location)!r} ({PLAN}) cannot be read: {why}. Restore the file "
+        "from a copy, or extract into another path."
+    )
+
+
+def _is_cut(value: Any) -> bool:
+    numbers = list(value.values()) if isinstance(value, dict) else []
+    if sorted(value or ()) != sorted(f.name for f in fields(Cut)) or not all(
+        type(n) is int and n >= 1 for n in numbers
+    ):
+        return False
+    cut = Cut(**value)
+    return (
+        cut.images_per_unit <= cut.images
+        and cut.rows_per_unit <= cut.rows
+        and cut.images * cut.rows <= _MOST_UNITS
+    )
+
+
+#: What each part of a plan must be.
+_SHAPE_OF_A_PLAN: dict[str, Callable[[Any], bool]] = {
+    "cut": _is_cut,
+    "variables": lambda v: (
+        isinstance(v, list) and bool(v) and all(isinstance(n, str) and n in VARIABLES for n in v)
+    ),
+    "fingerprint": lambda v: isinstance(v, dict),
+    "root": lambda v: isinstance(v, dict),
+    "layout": lambda v: (
+        isinstance(v, dict)
+        and all(".." not in key.split("/") and not key.startswith("/") for key in v)
+        and all(isinstance(pair, list) and len(pair) == 2 for pair in v.values())
+    ),
+}
 
 
 def is_finished(location: Location, root: Mapping[str, Any]) -> bool:
@@ -137,7 +177,20 @@ class Ledger:
             metadata = location.read(f"{name}/zarr.json")
             if metadata is None:
                 raise StoreError(f"the store {str(location)!r} has lost {name}/zarr.json.")
-            self.arrays[name] = Shards.of(name, metadata)
+            try:
+                array = Shards.of(name, metadata)
+                lattice = dict(zip(array.dims, array.shape, strict=True))
+                if (lattice["image"], lattice.get("shift_y", 1)) != (
+                    self.cut.images,
+                    self.cut.rows,
+                ):
+                    raise ValueError(f"{lattice} is not the shape of the plan")
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                raise StoreError(
+                    f"{name}/zarr.json of the store {str(location)!r} cannot be read: {error!r}. "
+                    "Restore it from a copy, or extract into another path."
+                ) from error
+            self.arrays[name] = array
 
     def shards(self, unit: int) -> Iterator[tuple[Shards, str, tuple[slice, ...]]]:
         """Walk over a unit's shards in the order of the record: array, key, place in the array."""
@@ -147,7 +200,7 @@ class Ledger:
                 yield array, key, place
 
     def records(self, units: Sequence[int] | None = None) -> npt.NDArray[np.uint64]:
-        """Sizes and CRC-32C of the shards of each unit, (unit, shard, 2); zeros where not done."""
+        """Sizes and checksums of each unit's shards, (unit, shard, 2); zeros where not done."""
         every = range(len(self.cut)) if units is None else units
         out = np.zeros((len(every), sum(1 for _ in self.shards(0)), 2), np.uint64)
         found = self.location.read_many(map(_record, every))
@@ -204,7 +257,7 @@ class Ledger:
                     slice(s.start - o, s.stop - o) for s, o in zip(place, origin, strict=True)
                 )
                 shard = array.encode(data[inside], self._room(array.most_bytes))
-                record.append((len(shard), crc32c(shard)))
+                record.append((len(shard), array.checksum(shard)))
                 self.location.write({key: shard})
         self.location.write({_record(unit): np.array(record, "<u8").tobytes()})
 
@@ -270,7 +323,7 @@ def plan_json(
             "zarr_format": 3,
             "node_type": "group",
             "attributes": {
-                "about": "plan of a vitxr store; record(unit, shard) has the size and CRC-32C of "
+                "about": "plan of a vitxr store; record(unit, shard) has the size and checksum of "
                 "each finished unit's shards",
                 "format": FORMAT,
                 "vitxr_version": version,

@@ -111,7 +111,7 @@ class ShardedArray:
             for s, o, n, c in zip(spans, origin, shards.shard, shards.chunk, strict=True)
         ]
         with self._location.opened(key) as file:
-            entries = None if file is None else self._index(file, key, math.prod(grid))
+            entries = None if file is None else self._index(file, key)
             for chunk in itertools.product(*wanted):
                 place = [o + k * c for o, k, c in zip(origin, chunk, shards.chunk, strict=True)]
                 if file is None or entries is None:
@@ -126,9 +126,9 @@ class ShardedArray:
                     raise StoreError(self._damaged(key, str(error))) from error
                 yield place, values
 
-    def _index(self, file: Any, key: str, chunks: int) -> npt.NDArray[np.uint64]:
+    def _index(self, file: Any, key: str) -> npt.NDArray[np.uint64]:
         try:
-            return self._shards.decode_index(file(None, self._shards.index_bytes), chunks)
+            return self._shards.decode_index(file(None, self._shards.index_bytes))
         except ValueError as error:
             raise StoreError(self._damaged(key, str(error))) from error
 

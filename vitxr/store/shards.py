@@ -23,6 +23,8 @@ __all__ = ["Shards", "crc32c"]
 Bytes = npt.NDArray[np.uint8]
 
 _CRC = 4
+#: Most bytes of a shard: one row of a lattice of one image's attention may have gigabytes.
+_MOST_BYTES = 1 << 36
 #: Most bytes that Blosc adds to what it cannot compress.
 _BLOSC_EXTRA = 64
 #: Place and size of a chunk that is not there.
@@ -70,7 +72,7 @@ class Shards:
         meta = json.loads(metadata)
         sharding = meta["codecs"][0]["configuration"]
         blosc = [c["configuration"] for c in sharding["codecs"] if c["name"] == "blosc"]
-        return cls(
+        out = cls(
             name=name,
             dims=tuple(meta["dimension_names"]),
             shape=tuple(meta["shape"]),
@@ -79,6 +81,20 @@ class Shards:
             chunk=tuple(sharding["chunk_shape"]),
             compressor=blosc[0] if blosc else None,
         )
+        out._check()
+        return out
+
+    def _check(self) -> None:
+        """Refuse, before memory is taken, what no store of ours has; ValueError."""
+        sizes = (self.shape, self.shard, self.chunk)
+        if not all(len(s) == len(self.dims) for s in sizes):
+            raise ValueError(f"{self.name}: {sizes} do not fit the dims {self.dims}")
+        if not all(type(n) is int and n >= 1 for s in sizes for n in s):
+            raise ValueError(f"{self.name}: {sizes} are not positive whole numbers")
+        if any(s % c for s, c in zip(self.shard, self.chunk, strict=True)):
+            raise ValueError(f"{self.name}: chunks {self.chunk} do not fit shards {self.shard}")
+        if self.dtype.kind != "f" or math.prod(self.shard) * self.dtype.itemsize > _MOST_BYTES:
+            raise ValueError(f"{self.name}: shards of {self.shard} {self.dtype} are too large")
 
     def within(self, region: Mapping[str, slice]) -> Iterator[tuple[str, tuple[slice, ...]]]:
         """Walk over the shards of a region, which cuts none.
@@ -115,11 +131,11 @@ class Shards:
         chunks = math.prod(s // c for s, c in zip(self.shard, self.chunk, strict=True))
         return 16 * chunks + _CRC
 
-    def decode_index(self, raw: Bytes, chunks: int) -> npt.NDArray[np.uint64]:
+    def decode_index(self, raw: Bytes) -> npt.NDArray[np.uint64]:
         """Read places and sizes of a shard's chunks, (chunk, 2); ValueError if damaged."""
         if len(raw) != self.index_bytes or not _signed(raw):
             raise ValueError("is cut short, or its index is altered (checksum)")
-        return raw[:-_CRC].view("<u8").reshape(chunks, 2)
+        return raw[:-_CRC].view("<u8").reshape(-1, 2)
 
     def decode(self, raw: Bytes) -> npt.NDArray[Any]:
         """Read one chunk's values; ValueError if it is damaged."""
@@ -162,6 +178,32 @@ class Shards:
             index[number] = at - length - _CRC, length + _CRC
         out[at : at + index.nbytes] = index.view(np.uint8).ravel()
         return out[: _sign(out, at, index.nbytes)]
+
+    def checksum(self, raw: Bytes) -> int:
+        """CRC-32C of the checksums of a shard's chunks and of its index's places and sizes.
+
+        Not of all bytes: a CRC over bytes that are followed by their own CRC is a constant.
+
+        Raises
+        ------
+        ValueError
+            If the index is damaged.
+        """
+        entries = self._entries(raw)
+        words = [raw[at + size - _CRC : at + size] for at, size in entries]
+        return crc32c(np.concatenate([*words, raw[-self.index_bytes : -_CRC]]))
+
+    def is_whole(self, raw: Bytes) -> bool:
+        """Whether every chunk has its checksum, and so the index."""
+        try:
+            return all(_signed(raw[at : at + size]) for at, size in self._entries(raw))
+        except ValueError:
+            return False
+
+    def _entries(self, raw: Bytes) -> list[tuple[int, int]]:
+        """Places and sizes of the chunks that are there."""
+        index = self.decode_index(raw[-self.index_bytes :])
+        return [(at, size) for at, size in index.tolist() if at != _NO_CHUNK]
 
     def _chunk(self, values: npt.NDArray[Any], out: Bytes) -> int:
         """Write one chunk's bytes; return how many."""
