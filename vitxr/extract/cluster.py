@@ -8,7 +8,7 @@ from typing import Any
 from vitxr.errors import ArgumentError, StoreError
 from vitxr.extract.plan import Plan
 from vitxr.extract.units import Task, compute
-from vitxr.models.capture import LOCK
+from vitxr.models.capture import exclusive
 from vitxr.store.ledger import Ledger
 from vitxr.store.location import Location
 
@@ -22,8 +22,6 @@ def run(
     from distributed import KilledWorker, as_completed
 
     location = book.location
-    if location.folder is not None:
-        location = Location(location.folder.absolute())
     _check_shared(location, client)
     futures = {
         client.submit(_unit, plan.task(unit), unit, location, pure=False): unit for unit in todo
@@ -72,7 +70,7 @@ def _unit(task: Task, unit: int, location: Location) -> list[str]:
     book = Ledger(location)
     if book.records([unit])[0, :, 0].all():
         return []  # the scheduler asks twice if it has lost sight of a worker
-    with LOCK:
+    with exclusive():
         _use_threads()
         arrays, reports = compute(task)
     book.write(unit, arrays)

@@ -39,13 +39,11 @@ def run(plan: Plan, book: Ledger, todo: Sequence[int]) -> Iterator[tuple[int, li
         unit, reports, arrays, future = waiting.popleft()
         try:
             future.result()
-        except StoreError:
-            raise
-        except Exception as error:  # an object store's client raises errors of its own
+        except Exception as error:
             raise StoreError(
-                f"writing {book.describe(unit)} to {str(book.location)!r} failed: "
-                f"{type(error).__name__}: {error}. What is recorded as done is safe; mend the "
-                "cause and run extract again with the same arguments to go on."
+                f"writing {book.describe(unit)} to {str(book.location)!r} failed: {error} What is "
+                "recorded as done is safe; mend the cause and run extract again with the same "
+                "arguments to go on."
             ) from error
         free.append(arrays)
         return unit, reports

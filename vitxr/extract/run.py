@@ -79,8 +79,11 @@ def into_store(
         book = _open(plan, location, resume)
         todo = np.flatnonzero(~book.done()).tolist()
         if todo:
-            if book.finished():
-                book.forget(todo)  # somebody has damaged it since
+            # Recorded, and damaged since: no executor may take them for done.
+            recorded = np.flatnonzero(np.any(book.records(), axis=(1, 2))).tolist()
+            damaged = sorted(set(todo) & set(recorded))
+            if damaged or book.finished():
+                book.forget(damaged)
             check_room(plan, location, todo)
             if progress:
                 _announce(plan, location, todo, here=client is None and workers == 1)
@@ -96,12 +99,12 @@ def _open(plan: Plan, location: Location, resume: bool) -> Ledger:
     fingerprint = plan.fingerprint()
     known = find(location, fingerprint, resume)
     if known is None or not is_laid_out(location):
+        location.sweep()
         check_room(plan, location, range(len(plan.cut)))
         arrays = {name: plan.array(name) for name in plan.frame}
         return create(location, plan.coords, arrays, plan.cut, fingerprint)
-    book = Ledger(location, known)
-    book.sweep()
-    return book
+    location.sweep()
+    return Ledger(location, known)
 
 
 def _executor(

@@ -14,7 +14,7 @@ import xarray as xr
 
 from vitxr.errors import ModelError
 from vitxr.models.backbone import Backbone
-from vitxr.models.capture import LOCK, capture, is_out_of_memory
+from vitxr.models.capture import capture, exclusive, is_out_of_memory
 from vitxr.models.load import Reference
 from vitxr.names import VARIABLES
 from vitxr.stimuli import read_image
@@ -101,7 +101,7 @@ def compute(
         ]
     frames = len(images) * len(task.offsets)
     # Held for the whole unit: threads that wait for the model have no arrays yet.
-    with LOCK:
+    with exclusive():
         out = task.empty() if out is None else {n: array[:frames] for n, array in out.items()}
         finite = _forward(task, model, images, out)
     shaped = {

@@ -8,7 +8,9 @@ applied on the device, before anything is copied to the host.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -21,10 +23,32 @@ from vitxr.models.backbone import Backbone
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LOCK", "capture", "frame_shape", "is_out_of_memory"]
+__all__ = ["capture", "exclusive", "frame_shape", "is_out_of_memory"]
 
-#: Hooks hang on a module that threads share, so a process runs one pass at a time.
-LOCK = threading.RLock()
+#: The process that has run a pass, if this one or its parent has.
+_ran_in = 0
+
+
+@functools.cache
+def _lock_of(_process: int) -> threading.RLock:
+    return threading.RLock()
+
+
+@contextlib.contextmanager
+def exclusive() -> Iterator[None]:
+    """Hold the process's one pass: hooks hang on a module that its threads share.
+
+    In a process that was forked from one that had run a model, torch has one thread
+    from then on: its pool does not survive the fork.
+    """
+    import torch
+
+    global _ran_in
+    with _lock_of(os.getpid()):
+        if _ran_in not in (0, os.getpid()):
+            torch.set_num_threads(1)
+        _ran_in = os.getpid()
+        yield
 
 
 class _Enough(Exception):  # noqa: N818 (a signal, not an error)
@@ -133,7 +157,11 @@ def capture(
                 hooks.append((_attention_module(backbone, block), after_attention(position)))
             hooks.append((block, after_block(position)))
 
-    with LOCK, _undisturbed(backbone, eager="attention" in wanted), contextlib.ExitStack() as undo:
+    with (
+        exclusive(),
+        _undisturbed(backbone, eager="attention" in wanted),
+        contextlib.ExitStack() as undo,
+    ):
         for module, hook in hooks:
             undo.callback(module.register_forward_hook(hook).remove)
         with contextlib.suppress(_Enough):
@@ -157,9 +185,13 @@ def frame_shape(backbone: Backbone, name: str, layers: int, kept: int = 0) -> tu
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether a forward pass failed because the device's memory is full."""
+    import torch
+
     text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "can't allocate memory" in text
+    known = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+    return isinstance(error, known) or (
+        isinstance(error, RuntimeError)
+        and ("out of memory" in text or "can't allocate memory" in text)
     )
 
 

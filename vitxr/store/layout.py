@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from vitxr._version import __version__
+from vitxr.errors import StoreError
 from vitxr.store.ledger import PLAN, RECORD, ROOT, Cut, Ledger, plan_json, read_plan
 from vitxr.store.location import Location
 
@@ -67,7 +69,8 @@ def create(
         location.write(end)
     except BaseException:
         if fresh:
-            location.remove()
+            with contextlib.suppress(StoreError):
+                location.remove()
         raise
     return Ledger(location)
 

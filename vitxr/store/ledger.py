@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from vitxr.errors import StoreError
 from vitxr.names import VARIABLES
-from vitxr.store.location import PART, Location
+from vitxr.store.location import Location
 from vitxr.store.shards import Shards, crc32c
 
 __all__ = ["GROUP", "Cut", "Ledger", "differences", "find", "is_finished", "read_plan"]
@@ -228,11 +228,6 @@ class Ledger:
         for name in self.arrays:
             out |= self.location.sizes(name)
         return out
-
-    def sweep(self) -> None:
-        """Delete what killed runs have left half written."""
-        for prefix in (*self.arrays, RECORD):
-            self.location.erase(k for k in self.location.sizes(prefix) if k.endswith(PART))
 
     def forget(self, units: Sequence[int]) -> None:
         """Take units back: the store is unfinished again, and the next run writes them."""

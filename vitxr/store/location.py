@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -52,13 +53,19 @@ class Location:
         #: The local folder; None for an object store.
         self.folder = None if rest else Path(self.path)
         if self.folder is None:
+            if set(self.path) & set("*?[]"):
+                raise StoreError(
+                    f"{self.path!r} has characters of a pattern (* ? [ ]), which would stand for "
+                    "other objects as well. Choose a name without them."
+                )
             _ = self._remote
 
     def __str__(self) -> str:
         return self.path
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Location, (self.path,)
+        # Another process may be in another folder.
+        return Location, (self.path if self.folder is None else str(self.folder.absolute()),)
 
     @cached_property
     def _remote(self) -> tuple[Any, str]:
@@ -80,16 +87,33 @@ class Location:
 
         if self.folder is not None:
             return LocalStore(self.folder, read_only=True)
-        return FsspecStore.from_url(self.path, read_only=True)
+        options = {"use_listings_cache": False}
+        return FsspecStore.from_url(self.path, storage_options=options, read_only=True)
 
     def exists(self) -> bool:
-        """Whether anything is there, an empty folder excepted."""
+        """Whether a file is there, or a folder with one that is not a half written one of ours."""
         if self.folder is not None:
-            return self.folder.is_file() or (
-                self.folder.is_dir() and next(self.folder.iterdir(), None) is not None
+            return self.folder.is_file() or any(
+                path.is_file() and path.suffix != PART for path in self.folder.rglob("*")
             )
-        fs, root = self._remote
-        return bool(fs.exists(root))
+        with self._reached() as (fs, root):
+            try:
+                return bool(fs.info(root))
+            except FileNotFoundError:
+                return False
+
+    @contextlib.contextmanager
+    def _reached(self) -> Iterator[tuple[Any, str]]:
+        """Give the file system and the root; what its client raises becomes a StoreError."""
+        try:
+            yield self._remote
+        except (FileNotFoundError, StoreError):
+            raise
+        except Exception as error:  # every client has errors of its own
+            raise StoreError(
+                f"{self.path!r} cannot be reached: {type(error).__name__}: {error}. Check the "
+                "network, the address and the credentials, and try again."
+            ) from error
 
     def read(self, key: str) -> bytes | None:
         """Return one object, or None if there is none."""
@@ -98,26 +122,24 @@ class Location:
                 return (self.folder / key).read_bytes()
             except (FileNotFoundError, NotADirectoryError):
                 return None
-        fs, root = self._remote
-        try:
-            return bytes(fs.cat_file(f"{root}/{key}"))
-        except FileNotFoundError:
-            return None
+        with self._reached() as (fs, root):
+            try:
+                return bytes(fs.cat_file(f"{root}/{key}"))
+            except FileNotFoundError:
+                return None
 
     def read_many(self, keys: Iterable[str]) -> dict[str, bytes]:
         """Return the objects that are there; those of an object store at the same time."""
         if self.folder is not None:
             found = {key: self.read(key) for key in keys}
             return {key: data for key, data in found.items() if data is not None}
-        fs, root = self._remote
-        paths = {f"{root}/{key}": key for key in keys}
-        if not paths:
-            return {}
-        got = fs.cat(list(paths), on_error="return")
-        for path, data in got.items():
-            if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
-                raise OSError(f"reading {path!r} failed: {data}") from data
-        return {paths[p]: bytes(d) for p, d in got.items() if not isinstance(d, Exception)}
+        with self._reached() as (fs, root):
+            paths = {f"{root}/{key}": key for key in keys}
+            got = fs.cat(list(paths), on_error="return") if paths else {}
+            for data in got.values():
+                if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
+                    raise data
+            return {paths[p]: bytes(d) for p, d in got.items() if not isinstance(d, Exception)}
 
     @contextlib.contextmanager
     def opened(self, key: str) -> Iterator[Callable[[int | None, int], Bytes] | None]:
@@ -148,37 +170,34 @@ class Location:
             yield piece
 
     def _ranges(self, key: str) -> Callable[[int | None, int], Bytes] | None:
-        fs, root = self._remote
-        path = f"{root}/{key}"
-        if not fs.exists(path):
-            return None
+        with self._reached() as (fs, root):
+            try:
+                whole = int(fs.info(f"{root}/{key}")["size"])
+            except FileNotFoundError:
+                return None
 
         def piece(at: int | None, size: int) -> Bytes:
-            start, end = (-size, None) if at is None else (at, at + size)
-            return np.frombuffer(fs.cat_file(path, start=start, end=end), np.uint8)
+            start = max(whole - size, 0) if at is None else at
+            with self._reached() as (fs, root):
+                data = fs.cat_file(f"{root}/{key}", start=start, end=min(start + size, whole))
+            return np.frombuffer(data, np.uint8)
 
         return piece
 
     def write(self, objects: Mapping[str, Any]) -> None:
         """Write whole objects (bytes or arrays of bytes), in order; each is there whole or not."""
         if self.folder is None:
-            fs, root = self._remote
-            fs.pipe({f"{root}/{key}": bytes(data) for key, data in objects.items()})
+            try:
+                with self._reached() as (fs, root):
+                    fs.pipe({f"{root}/{key}": bytes(data) for key, data in objects.items()})
+            except FileNotFoundError as error:  # of a bucket
+                raise StoreError(f"{self.path!r} cannot be written: {error}.") from error
             return
         for key, data in objects.items():
-            target = self.folder / key
-            # Two runs may write one object; each has a name of its own for it until it is whole.
-            draft = target.with_name(f"{target.name}.{os.getpid()}{PART}")
             try:
-                try:
-                    draft.write_bytes(data)
-                except FileNotFoundError:
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    draft.write_bytes(data)
-                draft.replace(target)
-            except BaseException:
-                draft.unlink(missing_ok=True)
-                raise
+                _replace(self.folder / key, data)
+            except OSError as error:
+                raise StoreError(f"{self.path!r}: {key} cannot be written: {error}.") from error
 
     def erase(self, keys: Iterable[str]) -> None:
         """Delete objects; those that are not there already are no error."""
@@ -186,9 +205,15 @@ class Location:
             if self.folder is not None:
                 (self.folder / key).unlink(missing_ok=True)
             else:
-                fs, root = self._remote
-                with contextlib.suppress(FileNotFoundError):
+                with contextlib.suppress(FileNotFoundError), self._reached() as (fs, root):
                     fs.rm_file(f"{root}/{key}")
+
+    def sweep(self) -> None:
+        """Delete what killed runs have left half written."""
+        for here, _, names in os.walk(self.folder or ""):
+            for name in names:
+                if name.endswith(PART):
+                    Path(here, name).unlink(missing_ok=True)
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """Size in bytes of every object right under a prefix, by key."""
@@ -198,11 +223,11 @@ class Location:
                     return {f"{prefix}/{e.name}": e.stat().st_size for e in entries if e.is_file()}
             except FileNotFoundError:
                 return {}
-        fs, root = self._remote
-        try:
-            found = fs.ls(f"{root}/{prefix}", detail=True)
-        except FileNotFoundError:
-            return {}
+        with self._reached() as (fs, root):
+            try:
+                found = fs.ls(f"{root}/{prefix}", detail=True)
+            except FileNotFoundError:
+                return {}
         return {
             f"{prefix}/{entry['name'].rsplit('/', 1)[-1]}": int(entry["size"])
             for entry in found
@@ -214,8 +239,7 @@ class Location:
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
             return
-        fs, root = self._remote
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), self._reached() as (fs, root):
             fs.rm(root, recursive=True)
 
     def free(self) -> int | None:
@@ -246,20 +270,47 @@ class Location:
         if self.folder is None or fcntl is None or self.folder.is_file():
             yield
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        held = os.open(self.folder, os.O_RDONLY)
+        held = self._locked(fcntl)
         try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()  # goes only if nothing was written
+            os.close(held)
+
+    def _locked(self, fcntl: Any) -> int:
+        """Make the folder if need be, open it and lock it."""
+        assert self.folder is not None
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            held = os.open(self.folder, os.O_RDONLY)
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                os.close(held)
                 raise StoreError(
                     f"another run is writing the store {self.path!r}. Wait for it, or stop it; "
                     "what it has finished by then is kept."
                 ) from None
             except OSError:
-                pass  # a file system without locks
-            yield
-        finally:
+                return held  # a file system without locks
+            # A run that has written nothing removes the folder, maybe just now: then once more.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(held), self.folder.stat()):
+                    return held
             os.close(held)
-            with contextlib.suppress(OSError):
-                self.folder.rmdir()  # goes only if nothing was written
+
+
+def _replace(target: Path, data: Any) -> None:
+    """Write a file under another name, of this writer alone, and give it its own."""
+    draft = target.with_name(f"{target.name}.{uuid.uuid4().hex[:12]}{PART}")
+    try:
+        try:
+            draft.write_bytes(data)
+        except FileNotFoundError:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_bytes(data)
+        draft.replace(target)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
