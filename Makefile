@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Two processes with one thread each: more threads would only fight.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-base check docs bench app build clean
+.PHONY: demo test test-base test-newest newer check docs bench app build clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,20 @@ $(VENV)-base/.installed: pyproject.toml constraints.txt
 
 test-base: $(VENV)-base/.installed  ## where neither torch nor panel is installed
 	$(VENV)-base/bin/python -m pytest -p no:cacheprovider --confcutdir=tests/base tests/base
+
+# The store's tests need no torch, and zarr's newest needs a newer Python than ours supports at least.
+NEWER ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python) $(shell command -v python3.13 || command -v python3.12))
+
+newer:
+	@echo $(NEWER)
+
+test-newest:  ## the store's tests with the newest zarr, xarray, dask; NEWER=python3.13
+	@test -n "$(NEWER)" || { echo "Python 3.12 or newer was not found: make test-newest NEWER=..."; exit 1; }
+	$(NEWER) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade -e '.[s3]' pytest hypothesis
+	$(VENV)-newest/bin/python -c "import zarr, sys; print('zarr', zarr.__version__, 'Python', sys.version.split()[0])"
+	$(VENV)-newest/bin/python -m pytest -p no:cacheprovider tests/test_store.py tests/test_shards.py tests/test_verify.py
+	$(VENV)-newest/bin/python -m pytest -p no:cacheprovider --confcutdir=tests/base tests/base
 
 check: $(VENV)/.installed  ## lint, format, types, links, doctests; warnings are errors
 	$(BIN)/ruff check
@@ -52,4 +66,4 @@ build: $(VENV)/.installed  ## wheel and sdist
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) $(VENV)-base demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-base $(VENV)-newest demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
