@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 
 import numpy as np
@@ -323,7 +324,8 @@ def test_a_model_with_hooks_is_sent_whole(saved):
 
     loaded = vitxr.load_model(saved)
     handle = loaded.blocks[0].register_forward_hook(zero)
-    assert loaded.hooks() == ["vit.layers.0: zero"]
+    (hook,) = loaded.hooks()
+    assert re.fullmatch(r"vit\.layers\.0: zero \([0-9a-f]{12}\)", hook)
     sent = pickle.loads(pickle.dumps(Reference(loaded, loaded.fingerprint))).model()
     assert sent.hooks() == loaded.hooks()
     handle.remove()
@@ -367,3 +369,26 @@ def test_without_a_processor(model):
 def test_unusable_device(saved):
     with pytest.raises(ModelError, match="device='abacus' cannot be used"):
         vitxr.load_model(saved, device="abacus")
+
+
+def test_what_changes_numbers_is_in_the_fingerprint():
+    def model(**options):
+        return vitxr.load_model(make_vit(**options))
+
+    same, other = model(), model(layer_norm_eps=0.5)
+    assert same.fingerprint == model().fingerprint != other.fingerprint
+    # How attention is computed is rounding.
+    same.module.set_attn_implementation("eager")
+    assert same.fingerprint == model().fingerprint
+
+
+def test_hooks_of_one_name_are_told_apart():
+    def lesion(gain):
+        return lambda _module, _args, output: output * gain
+
+    names = []
+    for gain in (1.0, 0.0, 1.0):
+        loaded = vitxr.load_model(make_vit())
+        loaded.blocks[0].register_forward_hook(lesion(gain))
+        names.append(loaded.hooks())
+    assert names[0] == names[2] != names[1]

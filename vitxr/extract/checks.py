@@ -25,6 +25,7 @@ __all__ = [
     "check_stimuli",
     "check_storage",
     "check_variables",
+    "plain_strings",
 ]
 
 #: What can be captured.
@@ -59,7 +60,7 @@ class Storage:
             return {
                 "quantization": "float16",
                 "quantization_maximum_relative_error": 2.0**-11,
-                "quantization_maximum_absolute_error_below_6e-5": 2.0**-25,
+                "quantization_maximum_absolute_error_of_subnormals": 2.0**-25,
             }
         return {}
 
@@ -95,6 +96,12 @@ def check_stimuli(stim: xr.Dataset) -> None:
             f"stim has image names that occur more than once: {twice}. Give each image its own "
             "name, for example stim.assign_coords(image=...)."
         )
+
+
+def plain_strings(stim: xr.Dataset) -> xr.Dataset:
+    """Make object strings of those that Zarr gave."""
+    strings = {str(n): v.astype(object) for n, v in stim.coords.items() if v.dtype.kind == "T"}
+    return stim.assign_coords(strings)
 
 
 def _plain_array(value: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ from vitxr.errors import ArgumentError, StoreError
 from vitxr.extract.plan import Plan
 from vitxr.extract.units import Task, compute
 from vitxr.models.capture import exclusive
-from vitxr.store.ledger import Ledger
+from vitxr.store.ledger import PLAN, Ledger
 from vitxr.store.location import Location
 
 __all__ = ["run"]
@@ -34,7 +34,7 @@ def run(
             except KilledWorker as error:
                 raise StoreError(
                     f"the unit {book.describe(unit)} was given up after several workers died with "
-                    f"it (often memory: pass a smaller batch_size, or fewer threads a worker): "
+                    f"it (often for memory: give each more of it, or fewer threads): "
                     f"{error} What is recorded as done is safe: run extract again to go on."
                 ) from error
             except OSError as error:
@@ -52,7 +52,8 @@ def _check_shared(location: Location, client: Any) -> None:
     """Refuse a store that some worker cannot see."""
     if location.path.startswith("memory://"):
         raise ArgumentError(f"client= needs a store that its workers share; {location} is memory.")
-    unseen = [w for w, sees in client.run(_sees, location).items() if not sees]
+    plan = location.read(PLAN)
+    unseen = [w for w, seen in client.run(_seen, location).items() if seen != plan]
     if unseen:
         raise ArgumentError(
             f"the workers {unseen[:3]} of the client do not see the store {str(location)!r}, which "
@@ -61,8 +62,8 @@ def _check_shared(location: Location, client: Any) -> None:
         )
 
 
-def _sees(location: Location) -> bool:
-    return location.exists()
+def _seen(location: Location) -> bytes | None:
+    return location.read(PLAN)
 
 
 def _unit(task: Task, unit: int, location: Location) -> list[str]:

@@ -7,9 +7,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from vitxr.errors import StoreError
 from vitxr.extract.plan import Plan
 from vitxr.extract.units import compute
+from vitxr.store.layout import Array
 from vitxr.store.location import Location
 
 __all__ = ["Cost", "check_room", "cost", "probe"]
@@ -63,17 +66,26 @@ def cost(plan: Plan, location: Location | None, todo: Sequence[int]) -> Cost:
     return Cost(
         frames=sum(frames),
         batches=sum(math.ceil(n / plan.batch) for n in frames),
-        bytes=sum(frames) * plan.frame_bytes,
+        bytes=len(todo) * sum(_unit_bytes(plan.array(name)) for name in plan.frame),
         files=len(todo) * (shards + 1),
         free=None if location is None else location.free(),
     )
+
+
+def _unit_bytes(array: Array) -> int:
+    """Bytes that a unit writes of a variable; shards at the end of the array are padded."""
+    sizes = dict(zip(array.dims, array.shape, strict=True))
+    shards = math.ceil(sizes.get("layer", 1))
+    return shards * math.prod(array.shard) * np.dtype(array.dtype).itemsize
 
 
 def probe(plan: Plan, known: Cost) -> Cost:
     """Add the time, from one batch that is run three times and thrown away."""
     task = plan.task(0)
     few = task.offsets[: plan.batch]
-    task = replace(task, stim=task.stim.isel(image=[0]), offsets=few, columns=len(few))
+    images = math.ceil(plan.batch / len(few))
+    task = replace(task, stim=task.stim.isel(image=slice(images)), offsets=few, columns=len(few))
+    frames = task.stim.sizes["image"] * len(few)
     compute(task)  # the first one warms up
     tries = []
     for _ in range(2):
@@ -81,7 +93,7 @@ def probe(plan: Plan, known: Cost) -> Cost:
         compute(task)
         tries.append(time.perf_counter() - start)
     seconds = min(tries)
-    return replace(known, seconds=seconds / len(few) * known.frames)
+    return replace(known, seconds=seconds / frames * known.frames)
 
 
 def check_room(plan: Plan, location: Location, todo: Sequence[int]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import xarray as xr
 
 from vitxr.extract.plan import Plan
 from vitxr.extract.units import Task, compute
+from vitxr.models.load import Reference
 from vitxr.names import VARIABLES
 
 __all__ = ["lazy"]
@@ -22,9 +24,11 @@ def lazy(plan: Plan) -> xr.Dataset:
 
     token = tokenize(plan.fingerprint())
     units = range(len(plan.cut))
+    # One key for all: a module that has no name to be loaded by is sent once.
+    model = dask.delayed(plan.model, name=f"vitxr-model-{token}", traverse=False)
     pieces = [
         dask.delayed(_block, pure=True, traverse=False)(
-            plan.task(unit), dask_key_name=f"vitxr-unit-{token}-{unit}"
+            replace(plan.task(unit), model=None), model, dask_key_name=f"vitxr-unit-{token}-{unit}"
         )
         for unit in units
     ]
@@ -50,8 +54,8 @@ def lazy(plan: Plan) -> xr.Dataset:
     return ds
 
 
-def _block(task: Task) -> dict[str, np.ndarray]:
-    arrays, reports = compute(task)
+def _block(task: Task, model: Reference) -> dict[str, np.ndarray]:
+    arrays, reports = compute(replace(task, model=model))
     for report in reports:
         warnings.warn(report, RuntimeWarning, stacklevel=2)
     return arrays

@@ -8,6 +8,7 @@ one thread writes. The queue between the last two is bounded: arrays of at most
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +33,7 @@ def run(plan: Plan, book: Ledger, todo: Sequence[int]) -> Iterator[tuple[int, li
     """Compute and write units; yield each when it is recorded, with what is not finite in it."""
     waiting: deque[tuple[int, list[str], Arrays, Future[None]]] = deque()
     free: list[Arrays] = []
+    stop = threading.Event()
     decoders = ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="vitxr-decode")
     writer = ThreadPoolExecutor(1, thread_name_prefix="vitxr-write")
 
@@ -59,13 +61,12 @@ def run(plan: Plan, book: Ledger, todo: Sequence[int]) -> Iterator[tuple[int, li
                 yield written()
             arrays = free.pop() if free else _arrays(plan, longest)
             shaped, reports = compute(plan.task(unit), images, arrays)
-            waiting.append((unit, reports, arrays, writer.submit(book.write, unit, shaped)))
+            waiting.append((unit, reports, arrays, writer.submit(book.write, unit, shaped, stop)))
         while waiting:
             yield written()
     finally:
-        for *_, future in waiting:
-            future.cancel()
-        # Waits for the shard that is being written, and for nothing else.
+        # The shard that is being written is waited for, and nothing else.
+        stop.set()
         writer.shutdown(cancel_futures=True)
         decoders.shutdown(cancel_futures=True)
 

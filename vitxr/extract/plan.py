@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -129,7 +131,8 @@ class Plan:
         some = some.drop_vars([v for v in some.coords if v not in _OF_IMAGE], errors="ignore")
         if not dask.is_dask_collection(some.get("pixels")):
             return some
-        if not any(self.altered[images]):
+        files = map(os.path.isabs, some["source"].values.astype(str))
+        if not any(self.altered[images]) and all(files):
             return some.drop_vars("pixels")  # the worker reads the files itself
         return dask.optimize(some)[0]
 
@@ -144,6 +147,10 @@ class Plan:
             "altered_pixels": self.altered,
             "image_names": self.stim["image"].values.astype(str).tolist(),
             "image_size": self.stim.attrs.get("size"),
+            "coordinates": {
+                str(name): hashlib.sha256(repr(coord.values.tolist()).encode()).hexdigest()[:12]
+                for name, coord in sorted(self.coords.coords.items())
+            },
             "images_per_unit": self.cut.images_per_unit,
             "rows_per_unit": self.cut.rows_per_unit,
             "batch_size": self.batch,
@@ -159,7 +166,7 @@ class Plan:
         }
         whole = [min(small.get(d, n), n) for d, n in zip(dims, shape, strict=True)]
         chunk = [
-            min(_CHUNK_MAPS, n) if d == "feature_map" else n
+            _even(n, _CHUNK_MAPS, _CHUNK_MAPS // 2 + 1) if d == "feature_map" else n
             for d, n in zip(dims, whole, strict=True)
         ]
         # A shard holds whole chunks only.
@@ -201,6 +208,7 @@ def make_plan(
 ) -> Plan:
     """Check every argument of :func:`vitxr.extract` and lay the result out."""
     checks.check_stimuli(stim)
+    stim = checks.plain_strings(stim)
     if not isinstance(model, Backbone):
         raise ArgumentError(
             f"model is a {type(model).__name__}; expected what vitxr.load_model returns. "
@@ -281,12 +289,27 @@ def _cut(
         for name, shape in frame.items()
     )
     per_row = columns * heaviest * itemsize
-    rows_per_unit = max(1, min(_SHARD_BYTES // per_row, rows))
+    most = max(1, _SHARD_BYTES // per_row)
+    rows_per_unit = _even(rows, most, max(1, most // 2))
     images_per_unit = 1
     if rows_per_unit == rows:
         fill = min(batch // (rows * columns), _SHARD_BYTES // (per_row * rows))
-        images_per_unit = max(1, min(fill, images))
+        # All alike, as far as that goes: with fewer, passes would cost more than padding.
+        images_per_unit = math.ceil(images / math.ceil(images / max(1, fill)))
     return Cut(images, rows, images_per_unit, rows_per_unit)
+
+
+def _even(size: int, most: int, least: int) -> int:
+    """Cut ``size`` into parts of ``least`` to ``most`` so that little is padded.
+
+    A last part that is shorter takes the place of a whole one.
+
+    >>> [_even(20, 16, 9), _even(21, 6, 3), _even(23, 6, 3), _even(3, 16, 9)]
+    [10, 3, 6, 3]
+    """
+    if size <= most:
+        return size
+    return min(range(most, least - 1, -1), key=lambda n: math.ceil(size / n) * n)
 
 
 def _first_frame_channels(

@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from vitxr.errors import StoreError, VitxrError
+from vitxr.errors import ArgumentError, StoreError, VitxrError
 from vitxr.extract.plan import Plan
 from vitxr.models.load import find_device
 from vitxr.store.ledger import Ledger
@@ -16,7 +16,24 @@ from vitxr.store.location import Location
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-__all__ = ["run"]
+__all__ = ["pack", "run"]
+
+
+def pack(plan: Plan) -> bytes:
+    """Pickle a plan for other processes, the module itself inside where it has no name.
+
+    Raises
+    ------
+    ArgumentError
+        If it cannot be, as with a hook that is a local function.
+    """
+    try:
+        return pickle.dumps(plan)
+    except Exception as error:
+        raise ArgumentError(
+            f"workers= needs a model that can be sent to other processes, and this one cannot "
+            f"({error}). Remove its hooks, or make them of functions of a module."
+        ) from error
 
 
 def run(
@@ -33,8 +50,7 @@ def run(
     context = multiprocessing.get_context("spawn")
     count = min(len(devices), len(todo))
     threads = max(1, (os.cpu_count() or 1) // count)
-    # Once for all of them: the module itself may be inside.
-    sent = pickle.dumps(plan)
+    sent = pack(plan)
     running = {}
     try:
         for i in range(count):
@@ -57,7 +73,7 @@ def run(
                     process.join()
                     raise StoreError(
                         f"the worker process {process.name} died (exit status {process.exitcode}). "
-                        "If it was killed for memory, pass fewer workers or a smaller batch_size. "
+                        "If it was killed for memory, pass fewer workers. "
                         "A script that calls extract with workers= must do it under "
                         "`if __name__ == '__main__':`. What is recorded as done is safe: run "
                         "extract again to go on."

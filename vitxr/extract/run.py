@@ -75,6 +75,10 @@ def into_store(
 ) -> xr.Dataset:
     """Compute what the store does not hold yet, finish it, and open it."""
     location = Location(store)
+    if workers != 1:
+        from vitxr.extract import processes
+
+        processes.pack(plan)  # refused before anything is written
     with location.alone():
         book = _open(plan, location, resume)
         todo = np.flatnonzero(~book.done()).tolist()

@@ -29,7 +29,7 @@ class Task:
     Attributes
     ----------
     model
-        The model, or how to load it.
+        The model, or how to load it; None until it is put in.
     stim
         The unit's images.
     offsets
@@ -44,7 +44,7 @@ class Task:
         As in the plan.
     """
 
-    model: Reference
+    model: Reference | None
     stim: xr.Dataset
     offsets: np.ndarray
     columns: int
@@ -94,6 +94,7 @@ def compute(
     list of str
         What is not finite, a sentence a variable.
     """
+    assert task.model is not None
     model = task.model.model()
     if images is None:
         images = [
@@ -103,7 +104,7 @@ def compute(
     # Held for the whole unit: threads that wait for the model have no arrays yet.
     with exclusive():
         out = task.empty() if out is None else {n: array[:frames] for n, array in out.items()}
-        finite = _forward(task, model, images, out)
+        finite = _forward(task, task.model, images, out)
     shaped = {
         name: array.reshape(len(images), -1, task.columns, *array.shape[1:])
         for name, array in out.items()
@@ -112,18 +113,19 @@ def compute(
 
 
 def _forward(
-    task: Task, model: Backbone, images: Sequence[np.ndarray], out: dict[str, np.ndarray]
+    task: Task, reference: Reference, images: Sequence[np.ndarray], out: dict[str, np.ndarray]
 ) -> bool:
     """Roll every image by every offset, capture batch by batch; say if all may be finite."""
     import torch
 
+    model = reference.model()
     weights = next(model.module.parameters())
     still = [torch.as_tensor(i, device=weights.device).to(weights.dtype) for i in images]
     finite = True
 
     def run(start: int, stop: int) -> None:
         nonlocal finite
-        limit = task.model.limit or stop - start
+        limit = reference.limit or stop - start
         if stop - start > limit:
             for low in range(start, stop, limit):
                 run(low, min(low + limit, stop))
@@ -144,7 +146,7 @@ def _forward(
                     f"({str(error).splitlines()[0]}). Use precision='bfloat16', fewer variables, "
                     "or a device with more memory."
                 ) from error
-            task.model.limit = math.ceil((stop - start) / 2)
+            reference.limit = math.ceil((stop - start) / 2)
         else:
             finite &= all(_may_be_finite(array) for array in into.values())
             return

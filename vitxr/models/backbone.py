@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import json
+import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Backbone"]
 
+#: Of a configuration, what changes no number.
+_NO_MATTER = ("transformers_version", "dtype", "torch_dtype", "name_or_path", "architectures")
 #: Embedding parameters that put tokens before the patches, and the tokens' name.
 _PREFIX = {
     "cls_token": "class",
@@ -98,10 +102,18 @@ class Backbone:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the weights as they are now: names, dtypes, shapes, bytes, in name order."""
+        """SHA-256 of the model as it is now.
+
+        Of its class and configuration, and of the weights: names, dtypes, shapes, bytes, in name
+        order. How attention is computed does not count, nor what does not change numbers.
+        """
         import torch
 
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(type(self.module).__name__.encode())
+        config = getattr(self.module, "config", None)
+        settings = {} if config is None else config.to_dict()
+        kept = {k: v for k, v in settings.items() if k[0] != "_" and k not in _NO_MATTER}
+        digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
         for key, tensor in sorted(self.module.state_dict().items()):
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
@@ -185,9 +197,14 @@ class Backbone:
         }
 
     def hooks(self) -> list[str]:
-        """Name the forward hooks that the user has put on the module."""
+        """Name the forward hooks that the user has put on the module.
+
+        With a hash of their code and of the values they hold; of one that cannot be pickled, a
+        number that never comes again.
+        """
         return [
-            f"{name or type(child).__name__}: {getattr(hook, '__qualname__', repr(hook))}"
+            f"{name or type(child).__name__}: {getattr(hook, '__qualname__', repr(hook))} "
+            f"({_hash_of(hook)})"
             for name, child in self.module.named_modules()
             for hook in (*child._forward_hooks.values(), *child._forward_pre_hooks.values())
             if not _is_recorder(hook)
@@ -221,6 +238,15 @@ class Backbone:
             duplicate(self.module),
             {name: getattr(self, name) for name in ("name", "revision", "processor", "spec")},
         )
+
+
+def _hash_of(hook: Any) -> str:
+    import cloudpickle
+
+    try:
+        return hashlib.sha256(cloudpickle.dumps(hook)).hexdigest()[:12]
+    except Exception:  # whatever it holds may raise whatever it likes
+        return uuid.uuid4().hex[:12]
 
 
 def _rebuild(module: torch.nn.Module, known: dict[str, Any]) -> Backbone:

@@ -8,7 +8,6 @@ applied on the device, before anything is copied to the host.
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import os
 import threading
@@ -29,9 +28,17 @@ __all__ = ["capture", "exclusive", "frame_shape", "is_out_of_memory"]
 _ran_in = 0
 
 
-@functools.cache
-def _lock_of(_process: int) -> threading.RLock:
-    return threading.RLock()
+_lock = threading.RLock()
+
+
+def _after_fork() -> None:
+    """Make a new lock in a forked process: whoever held the old one is not in it."""
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @contextlib.contextmanager
@@ -44,7 +51,7 @@ def exclusive() -> Iterator[None]:
     import torch
 
     global _ran_in
-    with _lock_of(os.getpid()):
+    with _lock:
         if _ran_in not in (0, os.getpid()):
             torch.set_num_threads(1)
         _ran_in = os.getpid()

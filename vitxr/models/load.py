@@ -11,6 +11,7 @@ import contextlib
 import functools
 import importlib.resources
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,9 @@ def load_model(
     )
 
 
+_loading = threading.Lock()
+
+
 class Reference:
     """A model for tasks: itself in this process, the way to load it in any other.
 
@@ -113,7 +117,8 @@ class Reference:
         """Return the model, loading it once a process where it is not."""
         if self._model is None:
             assert self._load is not None
-            return _load_once(*self._load)
+            with _loading:  # or threads that come together would load one each
+                return _load_once(*self._load)
         return self._model
 
     def on(self, device: str) -> Reference:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 import xarray as xr
 
 from vitxr.errors import ArgumentError, StoreError
-from vitxr.names import VARIABLES
+from vitxr.names import DIMS, VARIABLES
 from vitxr.store.layout import is_laid_out
 from vitxr.store.ledger import ROOT, Ledger, is_finished, read_plan
 from vitxr.store.location import Location
@@ -94,7 +94,7 @@ def open_store(path: str | Path, partial: bool = False) -> Result:
         raise StoreError(f"{str(location)!r} is a MATLAB file: read it with vitxr.read_mat.")
     try:
         if plan is not None:
-            return _open_activations(Ledger(location, plan), location.key_value, missing=False)
+            return _open_activations(Ledger(location, plan), location.key_value)
         tree = _open_tree(location)
     except (OSError, ValueError, KeyError) as error:
         raise StoreError(
@@ -132,30 +132,28 @@ def _open_tree(location: Location) -> xr.DataTree:
     return xr.open_datatree(location.folder, engine="netcdf4", chunks=None)
 
 
-def _open_activations(book: Ledger, store: Any, missing: bool) -> xr.Dataset:
+def _open_activations(book: Ledger, store: Any, written: np.ndarray | None = None) -> xr.Dataset:
     """Open a store of an extraction: coordinates by xarray, activations by our own reader."""
     ds = xr.open_dataset(store, engine="zarr", consolidated=False, chunks=None)
     attrs = {name: ds[name].attrs for name in book.arrays}
-    ds = _decode(ds.drop_vars(list(book.arrays)))
+    ds = _decode(ds.drop_vars(list(book.arrays))).drop_encoding()
+    ds = xr.Dataset(coords={n: ds[n].variable for n in _in_order(ds.coords)}, attrs=ds.attrs)
     for name, shards in book.arrays.items():
-        ds[name] = (shards.dims, lazy(book.location, shards, missing), attrs[name])
+        ds[name] = (shards.dims, lazy(book.location, shards, written), attrs[name])
     return ds
 
 
 def _open_partial(book: Ledger) -> xr.Dataset:
     from vitxr.store.rooted import Rooted
 
-    ds = _open_activations(book, Rooted(book.location.key_value, book.root_json()), missing=True)
     written = np.zeros((book.cut.images, book.cut.rows), bool)
     for unit in np.flatnonzero(book.done()):
         region = book.cut.region(int(unit))
         written[region["image"], region["shift_y"]] = True
+    store = Rooted(book.location.key_value, book.root_json())
+    ds = _open_activations(book, store, written)
     dims = VARIABLES["written"].dims[0]
-    ds = ds.assign_coords(written=(dims, written, VARIABLES["written"].attrs))
-    for name in book.arrays:
-        # A shard that is not recorded may be there all the same, and is not to be trusted.
-        ds[name] = ds[name].where(ds["written"]).drop_vars("written").astype(ds[name].dtype)
-    return ds
+    return ds.assign_coords(written=(dims, written, VARIABLES["written"].attrs))
 
 
 def _decode(ds: xr.Dataset) -> xr.Dataset:
@@ -179,10 +177,14 @@ def _decode(ds: xr.Dataset) -> xr.Dataset:
                 sizes["feature_map"] = inner[array.dims.index("feature_map")]
             # A Variable: assigning a DataArray would drop levels of its multi-indexes.
             ds[name] = array.variable.chunk(sizes)
-    # A folder lists its arrays in any order; the vocabulary has one.
-    known = {name: i for i, name in enumerate(VARIABLES)}
-    names = sorted(ds.data_vars, key=lambda name: known.get(str(name), len(known)))
+    names = _in_order(ds.data_vars)
     return ds[names] if names else ds
+
+
+def _in_order(names: Iterable[Hashable]) -> list[Hashable]:
+    """Sort names: a folder lists its arrays in any order, the vocabulary has one."""
+    known = {name: i for i, name in enumerate((*DIMS, *VARIABLES))}
+    return sorted(names, key=lambda name: known.get(str(name), len(known)))
 
 
 def save(result: Result, path: str | Path) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -109,8 +110,10 @@ def _unreadable(location: Location, why: str) -> str:
 
 
 def _is_cut(value: Any) -> bool:
-    numbers = list(value.values()) if isinstance(value, dict) else []
-    if sorted(value or ()) != sorted(f.name for f in fields(Cut)) or not all(
+    if not isinstance(value, dict):
+        return False
+    numbers = list(value.values())
+    if sorted(value) != sorted(f.name for f in fields(Cut)) or not all(
         type(n) is int and n >= 1 for n in numbers
     ):
         return False
@@ -144,8 +147,9 @@ def is_finished(location: Location, root: Mapping[str, Any]) -> bool:
     An empty group is not enough: zarr makes one of whatever it opens to write.
     """
     try:
-        return set(root) <= set(json.loads(location.read(ROOT) or b"")["attributes"])
-    except (ValueError, KeyError):
+        found = json.loads(location.read(ROOT) or b"")["attributes"]
+        return all(found[key] == value for key, value in root.items())
+    except (ValueError, KeyError, TypeError):
         return False
 
 
@@ -234,8 +238,13 @@ class Ledger:
         self.location.erase([ROOT])
         self.location.erase(map(_record, units))
 
-    def write(self, unit: int, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Write one unit's shards, then its record."""
+    def write(
+        self,
+        unit: int,
+        arrays: Mapping[str, npt.NDArray[Any]],
+        stop: threading.Event | None = None,
+    ) -> None:
+        """Write one unit's shards, then its record; once ``stop`` is set, no further one."""
         region = self.cut.region(unit)
         record = []
         for name, data in arrays.items():
@@ -248,6 +257,8 @@ class Ledger:
             if data.shape != expected:
                 raise ValueError(f"{name} of unit {unit}: shape {data.shape}, expected {expected}")
             for key, place in array.within(region):
+                if stop is not None and stop.is_set():
+                    return
                 inside = tuple(
                     slice(s.start - o, s.stop - o) for s, o in zip(place, origin, strict=True)
                 )

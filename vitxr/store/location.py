@@ -51,7 +51,7 @@ class Location:
         if protocol == "file":
             self.path, rest = rest, ""
         #: The local folder; None for an object store.
-        self.folder = None if rest else Path(self.path)
+        self.folder = None if rest else Path(self.path).expanduser().absolute()
         if self.folder is None:
             if set(self.path) & set("*?[]"):
                 raise StoreError(
@@ -64,8 +64,7 @@ class Location:
         return self.path
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Another process may be in another folder.
-        return Location, (self.path if self.folder is None else str(self.folder.absolute()),)
+        return Location, (str(self.folder or self.path),)
 
     @cached_property
     def _remote(self) -> tuple[Any, str]:
@@ -164,7 +163,11 @@ class Location:
                 os.posix_fadvise(file.fileno(), at, size, os.POSIX_FADV_WILLNEED)
             file.seek(at)
             out = np.empty(size, np.uint8)
-            return out[: file.readinto(out.data)]
+            got = 0
+            # One call gives at most 2 GiB.
+            while count := file.readinto(out.data[got:]):
+                got += count
+            return out[:got]
 
         with file:
             yield piece
@@ -246,9 +249,7 @@ class Location:
         """Bytes free for writing; None where nobody can tell."""
         if self.folder is None:
             return None
-        there = next(
-            p for p in (self.folder.absolute(), *self.folder.absolute().parents) if p.exists()
-        )
+        there = next(p for p in (self.folder, *self.folder.parents) if p.exists())
         return shutil.disk_usage(there).free
 
     @contextlib.contextmanager

@@ -32,7 +32,7 @@ _DASK_BYTES = 16_000_000
 
 
 class ShardedArray:
-    """An array on disk that can be indexed by integers and slices.
+    """An array on disk that can be indexed by integers, slices and arrays of integers.
 
     Parameters
     ----------
@@ -40,32 +40,38 @@ class ShardedArray:
         The store.
     shards
         Of the array.
-    missing
-        Whether a shard may be missing, and is NaN then.
+    written
+        What there is of an unfinished store, (image, shift_y); the rest is NaN and is not read.
+        None if all is there.
     """
 
-    def __init__(self, location: Location, shards: Shards, missing: bool):
+    def __init__(self, location: Location, shards: Shards, written: Array | None):
         self._location = location
         self._shards = shards
-        self._missing = missing
+        self._written = written
         self.shape = shards.shape
         self.dtype = shards.dtype
         self.ndim = len(shards.shape)
 
-    def __getitem__(self, key: tuple[int | slice, ...]) -> Array:
+    def __getitem__(self, key: tuple[int | slice | Array, ...]) -> Array:
         spans: list[slice] = []
-        inside: list[int | slice] = []
+        inside: list[int | slice | Array] = []
         for part, size in zip(key, self.shape, strict=True):
             if isinstance(part, slice):
-                span = range(*part.indices(size))
-                low, high = (min(span), max(span) + 1) if span else (0, 0)
-                spans.append(slice(low, high))
+                picked = np.arange(size)[part]
                 inside.append(slice(None, None, part.step))
             else:
-                at = range(size)[part]
-                spans.append(slice(at, at + 1))
-                inside.append(0)
-        return self._read(spans)[tuple(inside)]
+                picked = np.asarray(np.arange(size)[part])
+                inside.append(picked - picked.min(initial=size))
+            low = int(picked.min(initial=size))
+            spans.append(slice(low, max(int(picked.max(initial=-1)) + 1, low)))
+        block = self._read(spans)
+        # Each axis by itself, the last one first, so that integers do not shift the others.
+        for axis in range(self.ndim - 1, -1, -1):
+            block = block[(slice(None),) * axis + (inside[axis],)]
+        # A small part must not keep the whole alive.
+        whole = block if block.base is None else block.base
+        return block.copy() if getattr(whole, "nbytes", 0) > 2 * block.nbytes else block
 
     def _read(self, spans: list[slice]) -> Array:
         """Read a block."""
@@ -110,27 +116,30 @@ class ShardedArray:
             _covered(slice(max(s.start - o, 0), min(s.stop - o, n)), c)
             for s, o, n, c in zip(spans, origin, shards.shard, shards.chunk, strict=True)
         ]
+        places = {
+            chunk: [o + k * c for o, k, c in zip(origin, chunk, shards.chunk, strict=True)]
+            for chunk in itertools.product(*wanted)
+        }
+        if not self._is_written(origin):
+            for place in places.values():
+                yield place, np.full(shards.chunk, np.nan, self.dtype)
+            return
         with self._location.opened(key) as file:
-            entries = None if file is None else self._index(file, key)
-            for chunk in itertools.product(*wanted):
-                place = [o + k * c for o, k, c in zip(origin, chunk, shards.chunk, strict=True)]
-                if file is None or entries is None:
-                    if not self._missing:
-                        raise StoreError(self._damaged(key, "is missing"))
-                    yield place, np.full(shards.chunk, np.nan, self.dtype)
-                    continue
-                at, size = entries[np.ravel_multi_index(chunk, grid)].tolist()
-                try:
-                    values = shards.decode(file(at, size))
-                except ValueError as error:
-                    raise StoreError(self._damaged(key, str(error))) from error
-                yield place, values
+            if file is None:
+                raise StoreError(self._damaged(key, "is missing"))
+            try:
+                entries = shards.decode_index(file(None, shards.index_bytes))
+                for chunk, place in places.items():
+                    at, size = entries[np.ravel_multi_index(chunk, grid)].tolist()
+                    if max(at, size) > shards.most_bytes:
+                        raise ValueError("has an index that makes no sense")
+                    yield place, shards.decode(file(at, size))
+            except ValueError as error:
+                raise StoreError(self._damaged(key, str(error))) from error
 
-    def _index(self, file: Any, key: str) -> npt.NDArray[np.uint64]:
-        try:
-            return self._shards.decode_index(file(None, self._shards.index_bytes))
-        except ValueError as error:
-            raise StoreError(self._damaged(key, str(error))) from error
+    def _is_written(self, origin: list[int]) -> bool:
+        at = dict(zip(self._shards.dims, origin, strict=True))
+        return self._written is None or bool(self._written[at["image"], at.get("shift_y", 0)])
 
     def _damaged(self, key: str, what: str) -> str:
         return (
@@ -165,7 +174,7 @@ def _less(a: list[int], b: list[int]) -> list[int]:
     return [x - y for x, y in zip(a, b, strict=True)]
 
 
-def lazy(location: Location, shards: Shards, missing: bool) -> Any:
+def lazy(location: Location, shards: Shards, written: Array | None) -> Any:
     """Give an array of a store to Dask, in chunks of whole shards side by side.
 
     Along ``feature_map`` they are chunks inside shards, because a few feature maps of many are
@@ -181,10 +190,9 @@ def lazy(location: Location, shards: Shards, missing: bool) -> Any:
             room = _DASK_BYTES // (math.prod(sizes.values()) * shards.dtype.itemsize)
             sizes[dim] *= max(1, room)
     return da.from_array(
-        ShardedArray(location, shards, missing),
+        ShardedArray(location, shards, written),
         chunks=tuple(sizes.values()),
         name=False,
         asarray=False,
-        fancy=False,
         meta=np.empty((0,) * len(sizes), shards.dtype),
     )

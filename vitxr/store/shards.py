@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +77,7 @@ class Shards:
             name=name,
             dims=tuple(meta["dimension_names"]),
             shape=tuple(meta["shape"]),
-            dtype=np.dtype(meta["data_type"]).newbyteorder("<"),
+            dtype=np.dtype(meta["data_type"]),
             shard=tuple(meta["chunk_grid"]["configuration"]["chunk_shape"]),
             chunk=tuple(sharding["chunk_shape"]),
             compressor=blosc[0] if blosc else None,
@@ -143,10 +144,17 @@ class Shards:
         if not _signed(raw) or (self.compressor is None and len(raw) != size + _CRC):
             raise ValueError("is altered (a chunk's checksum)")
         if self.compressor is None:
-            return raw[:-_CRC].view(self.dtype).reshape(self.chunk)
-        values = np.empty(self.chunk, self.dtype)
+            return self._native(raw[:-_CRC].view(self._stored).reshape(self.chunk))
+        values = np.empty(self.chunk, self._stored)
         _blosc(self.compressor).decode(raw[:-_CRC], values)
-        return values
+        return self._native(values)
+
+    @property
+    def _stored(self) -> np.dtype[Any]:
+        return self.dtype.newbyteorder("<")
+
+    def _native(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return values.view(self.dtype) if sys.byteorder == "little" else values.astype(self.dtype)
 
     @property
     def most_bytes(self) -> int:
@@ -209,9 +217,9 @@ class Shards:
         """Write one chunk's bytes; return how many."""
         size = math.prod(self.chunk) * self.dtype.itemsize
         if self.compressor is None:
-            whole = out[:size].view(self.dtype).reshape(self.chunk)
+            whole = out[:size].view(self._stored).reshape(self.chunk)
         else:
-            whole = np.empty(self.chunk, self.dtype)
+            whole = np.empty(self.chunk, self._stored)
         if values.shape != self.chunk:
             whole[...] = np.nan
         np.copyto(whole[tuple(slice(n) for n in values.shape)], values)
