@@ -201,7 +201,7 @@ storage_dtype, batch_size
     >>> cost = vitxr.estimate(vitxr.datasets.digits(per_class=5), vitxr.load_model("digits"),
     ...                       shifts=vitxr.ShiftGrid(step=4))
     >>> cost.frames, cost.bytes
-    (3200, 235929600)
+    (3200, 245366784)
     """
     from vitxr.extract.cost import cost, probe
     from vitxr.extract.plan import make_plan
