@@ -151,7 +151,10 @@ def _batch(text: str) -> int | str:
 
 
 def _workers(text: str) -> int | list[str]:
-    return int(text) if text.isdigit() else text.split(",")
+    try:
+        return int(text)
+    except ValueError:
+        return text.split(",")
 
 
 def _add_quiet(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vitxr.errors import ArgumentError, StoreError, VitxrError
 from vitxr.extract.plan import Plan
-from vitxr.models.load import find_device
 from vitxr.store.ledger import Ledger
 from vitxr.store.location import Location
 
@@ -43,9 +42,6 @@ def run(
     import multiprocessing
     from multiprocessing.connection import wait
 
-    for device in devices:
-        if device is not None:
-            find_device(device)
     # Spawned, not forked: the thread pools of torch and zarr do not survive a fork.
     context = multiprocessing.get_context("spawn")
     count = min(len(devices), len(todo))

@@ -14,6 +14,7 @@ import xarray as xr
 from vitxr.errors import ArgumentError
 from vitxr.extract.cost import check_room, cost, probe
 from vitxr.extract.plan import Plan
+from vitxr.models.load import find_device
 from vitxr.store.files import open_store
 from vitxr.store.layout import create, is_laid_out
 from vitxr.store.ledger import Ledger, find
@@ -45,7 +46,13 @@ def check(store: str | Path | None, client: Any, workers: Workers, model: Any) -
             "client= needs a model that each worker can load by itself, and this one was made from "
             "a module in memory, or has hooks. Save it, and load it with vitxr.load_model(folder)."
         )
-    devices(workers)
+    for device in devices(workers):
+        if device is not None:
+            find_device(device)
+    if client is not None and not hasattr(client, "submit"):
+        raise ArgumentError(
+            f"client is a {type(client).__name__}; expected a dask.distributed.Client."
+        )
     if workers != 1 and (store is None or client is not None):
         raise ArgumentError(
             f"workers={workers!r} are processes that fill a store by themselves: name a store, and "

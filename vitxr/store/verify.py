@@ -96,7 +96,8 @@ def _check_layout(book: Ledger) -> None:
     if bad:
         raise StoreError(
             f"the store {str(book.location)!r} has coordinates or metadata that are not as they "
-            f"were written: {'; '.join(bad[:5])}. Restore them from a copy, or extract again."
+            f"were written: {'; '.join(bad[:5])}. Restore them from a copy, or extract "
+            "into another path."
         )
 
 
