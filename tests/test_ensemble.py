@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vitxr.analysis import embed
 from vitxr.errors import ArgumentError, DataError
-from vitxr.factor import align, factorize, fit_ensemble, similarity
+from vitxr.factor import align, factor_match_score, factorize, fit_ensemble, methods, similarity
 from vitxr.names import validate
 
 DIMS = ("neuron", "image", "shift")
@@ -250,3 +250,106 @@ def test_best_is_the_replicate_of_least_objective():
         tree.vit.best(7)
     with pytest.raises(DataError, match="no `best_replicate`"):
         tree["rank_2"].vit.best(2)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 999), one=st.integers(1, 4), other=st.integers(1, 4), signed=st.booleans()
+)
+def test_factor_match_score_is_the_best_matching(seed, one, other, signed):
+    f, g = model(seed, one, signed=signed), model(seed + 1000, other, signed=signed)
+    a, b = (f, g) if one <= other else (g, f)
+    best = 0.0
+    for choice in itertools.permutations(range(max(one, other)), min(one, other)):
+        total = 0.0
+        for p, q in enumerate(choice):
+            w, v = float(a.weight[p]), float(b.weight[q])
+            score = 1 - abs(w - v) / max(w, v)
+            for dim in DIMS:
+                score *= abs(a[f"{dim}_factor"].values[:, p] @ b[f"{dim}_factor"].values[:, q])
+            total += score
+        best = max(best, total / len(choice))
+    assert factor_match_score(f, g) == pytest.approx(best)
+    assert factor_match_score(f, f) == pytest.approx(1)
+
+
+def test_replicates_are_compared_and_the_dead_counted(tree, tensor):
+    for rank in (2, 3):
+        row = tree.to_dataset().sel(rank=rank)
+        reference = best_of(tree, rank)
+        for replicate in range(3):
+            f = factorize(tensor, rank, random_state=int(row.seed[replicate]))
+            expected = factor_match_score(f, reference)
+            assert float(row.factor_match_score[replicate]) == pytest.approx(expected, abs=1e-6)
+    assert not tree.failed.any()
+    for rank in (2, 3):
+        weight = tree[f"rank_{rank}"].to_dataset().weight.values
+        dead = tree.dead_components.sel(rank=rank).values
+        assert dead.tolist() == (weight == 0).sum(axis=1).tolist()
+    data = np.zeros((4, 4))
+    data[0, 0] = 2.0
+    dead = fit_ensemble(xr.DataArray(data, dims=("a", "b")), 3, 2, tol=1e-9, progress=False)
+    assert (dead.dead_components >= 1).all()
+
+
+def best_of(tree, rank):
+    return tree[f"rank_{rank}"].to_dataset().sel(replicate=int(tree.best_replicate.sel(rank=rank)))
+
+
+def test_interrupted_keeps_what_has_converged(tensor, monkeypatch):
+    real, done = methods.hals.fit_models, []
+
+    def interrupted(*args, **given):
+        def stop(number, iteration, objective, last):
+            done.extend([number] * last)
+            if len(done) == 2:
+                raise KeyboardInterrupt
+
+        return real(*args, **{**given, "callback": stop})
+
+    whole = fit_ensemble(tensor, [2, 3], replicates=2, progress=False)
+    monkeypatch.setattr(methods.hals, "fit_models", interrupted)
+    with pytest.warns(RuntimeWarning, match="2 of 4 fits have no model.*interrupted"):
+        tree = fit_ensemble(tensor, [2, 3], replicates=2, progress=False)
+    validate(tree.to_dataset(), require=["failed", "factor_match_score"])
+    kept = ~tree.failed.values.ravel()
+    assert np.flatnonzero(kept).tolist() == sorted(done)
+    assert (np.isfinite(tree.objective.values.ravel()) == kept).all()
+    np.testing.assert_allclose(
+        tree.objective.values.ravel()[kept], whole.objective.values.ravel()[kept], rtol=1e-6
+    )
+
+    def at_once(*args, **given):
+        def stop(*_):
+            raise KeyboardInterrupt
+
+        return real(*args, **{**given, "callback": stop})
+
+    monkeypatch.setattr(methods.hals, "fit_models", at_once)
+    with pytest.raises(KeyboardInterrupt):
+        fit_ensemble(tensor, 2, replicates=2, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        factorize(tensor, 2)
+
+
+def test_fits_that_break_down_are_marked(tensor, monkeypatch):
+    real = methods._fit_tensorly
+
+    def breaks(data, rank, method, seed, *rest):
+        if rank == (2,) or seed == broken:
+            raise DataError("met a singular system")
+        return real(data, rank, method, seed, *rest)
+
+    whole = fit_ensemble(tensor, 3, 2, "parafac", max_iter=5, progress=False)
+    broken = int(whole.seed[0, 0])
+    monkeypatch.setattr(methods, "_fit_tensorly", breaks)
+    with pytest.warns(RuntimeWarning, match="3 of 4 fits .* `failed`.*singular"):
+        tree = fit_ensemble(tensor, [2, 3], 2, "parafac", max_iter=5, progress=False)
+    assert tree.failed.values.tolist() == [[True, True], [True, False]]
+    assert tree.best_replicate.values.tolist() == [-1, 1]
+    assert np.isnan(tree.similarity.values[tree.failed.values]).all()
+    np.testing.assert_allclose(tree.vit.best(3).objective, whole.objective[0, 1])
+    with pytest.raises(DataError, match="no fit of rank 2 has a model"):
+        tree.vit.best(2)
+    with pytest.raises(DataError, match="singular"):
+        fit_ensemble(tensor, 2, 2, "parafac", progress=False)

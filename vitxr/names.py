@@ -177,9 +177,17 @@ VARIABLES: dict[str, Variable] = {
     "converged": _v(("", "replicate", "rank replicate"), "", "stopped by the tolerance", "b"),
     "similarity": _v(("replicate", "rank replicate"), "1", "similarity to the best replicate", "f"),
     "iterations": _v(("", "replicate", "rank replicate"), "1", "iterations done", "iu"),
+    "compressed_iterations": _v(
+        ("", "replicate", "rank replicate"), "1", "first iterations, on a compressed tensor", "iu"
+    ),
     "seconds": _v(("", "replicate", "rank replicate"), "s", "time the fit took", "f"),
     "seed": _v(("", "replicate", "rank replicate"), "", "seed of the random start", "iu"),
-    "best_replicate": _v("rank", "", "replicate of least objective", "iu"),
+    "best_replicate": _v("rank", "", "replicate of least objective, -1 if all failed", "iu"),
+    "factor_match_score": _v(
+        ("replicate", "rank replicate"), "1", "factor match score with the best replicate", "f"
+    ),
+    "failed": _v(("replicate", "rank replicate"), "", "no model: broke down or interrupted", "b"),
+    "dead_components": _v(("replicate", "rank replicate"), "1", "components of weight 0", "iu"),
     # embeddings
     "score": _v(("neuron pc", "image pc", "shift pc"), "1", "coordinate on the embedding", "f"),
     "explained_variance": _v("pc", "1", "variance along the axis", "f"),

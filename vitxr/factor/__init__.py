@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from vitxr.factor.checks import METHODS
-from vitxr.factor.ensemble import align, best, fit_ensemble, similarity
+from vitxr.factor.compare import align, factor_match_score, similarity
+from vitxr.factor.ensemble import best, fit_ensemble
 from vitxr.factor.methods import factorize
 
-__all__ = ["METHODS", "align", "best", "factorize", "fit_ensemble", "similarity"]
+__all__ = [
+    "METHODS",
+    "align",
+    "best",
+    "factor_match_score",
+    "factorize",
+    "fit_ensemble",
+    "similarity",
+]

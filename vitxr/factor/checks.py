@@ -15,7 +15,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from vitxr.errors import ArgumentError, DataError
-from vitxr.factor import hals
+from vitxr.factor import blocks
 
 __all__ = [
     "METHODS",
@@ -130,9 +130,17 @@ def check_arguments(
     if not is_int(max_iter) or max_iter < 1:
         raise ArgumentError(f"max_iter is {max_iter!r}; expected an integer of 1 or more.")
     if ours:
-        if options:
-            raise ArgumentError(f"ncp_hals has no option {', '.join(options)}: leave it out.")
-        return {}
+        other = [name for name in options if name != "compress"]
+        if other:
+            raise ArgumentError(
+                f"ncp_hals has no option {', '.join(other)}: leave it out; it has: compress."
+            )
+        if options.get("compress") not in (None, True, False):
+            raise ArgumentError(
+                f"compress is {options['compress']!r}; expected True, False, or None for True "
+                "where it pays."
+            )
+        return dict(options)
     known = inspect.signature(tensorly_function(method)).parameters
     for name in options:
         if name in RESERVED:
@@ -168,7 +176,8 @@ def check_labels(t: xr.DataArray) -> None:
         raise DataError(f"the tensor is empty ({sizes}); select at least one of each.")
     made = {f"{d}_{end}" for d in dims for end in ("factor", "component")}
     made |= {*TAKEN, "weight", "core", "objective", "objective_history", "converged"}
-    made |= {"iterations", "seconds", "seed", "similarity"}
+    made |= {"iterations", "compressed_iterations", "seconds", "seed", "similarity"}
+    made |= {"factor_match_score", "failed", "dead_components"}
     clash = sorted(made & {*dims, *map(str, t.coords)})
     if clash:
         raise ArgumentError(
@@ -220,17 +229,22 @@ def prepare(t: xr.DataArray, method: str, options: dict[str, Any]) -> Tensor:
     lazy = t.chunks is not None
     if not lazy or method != "ncp_hals" or data.nbytes <= IN_MEMORY_BYTES:
         data = np.ascontiguousarray(data)
+    mode = blocks.blocked_mode(data) if hasattr(data, "chunks") else 0
+    walked = blocks.rotate(data, mode)
+    if hasattr(walked, "chunks"):
+        _check_chunks(t, mode, blocks.slab_bytes(walked))
     square = 0.0
-    for where, block in hals.row_blocks(data, hals.block_rows(t.shape, 1, data.dtype.itemsize)):
+    for where, block in blocks.row_blocks(walked, blocks.block_rows(walked.shape, data.itemsize)):
         with np.errstate(over="ignore"):  # reported below, with the remedy
             part = float(np.square(block, dtype=np.float64).sum())
         if not math.isfinite(part):
-            _refuse(t, where.start, ~np.isfinite(block), block, "non-finite", "drop or fill it")
+            _refuse(
+                t, mode, where.start, ~np.isfinite(block), block, "non-finite", "drop or fill it"
+            )
         if nonnegative and block.min() < 0:
             remedy = "rectify the tensor, or use parafac or tucker"
-            _refuse(
-                t, where.start, block < 0, block, "negative", f"{method} cannot fit it: {remedy}"
-            )
+            remedy = f"{method} cannot fit it: {remedy}"
+            _refuse(t, mode, where.start, block < 0, block, "negative", remedy)
         square += part
     if square == 0:
         raise DataError(
@@ -255,13 +269,33 @@ def tensorly_function(method: str) -> Callable[..., Any]:
     return function
 
 
-def _refuse(t: xr.DataArray, start: int, bad: Array, block: Array, what: str, remedy: str) -> None:
-    """Raise a DataError that names the first bad entry by its labels; return if none is bad."""
+def _check_chunks(t: xr.DataArray, mode: int, slab: int) -> None:
+    """Refuse chunks of which none can be read by itself without filling the memory."""
+    if blocks.COPIES * slab <= blocks.MEMORY_BYTES:
+        return
+    dim = t.dims[mode]
+    size = max(1, blocks.MEMORY_BYTES * t.sizes[dim] // (2 * blocks.COPIES * t.nbytes))
+    raise DataError(
+        f"the tensor is in chunks of which {slab / 2**30:.3g} GiB have to be in memory at a time "
+        f"(one of {dim}, with all beside it), more than the {blocks.MEMORY_BYTES / 2**30:.3g} GiB "
+        f"for {blocks.COPIES} copies of it: rechunk it, t.chunk({dim}={size}), and store it so."
+    )
+
+
+def _refuse(
+    t: xr.DataArray, mode: int, start: int, bad: Array, block: Array, what: str, remedy: str
+) -> None:
+    """Raise a DataError that names the first bad entry by its labels; return if none is bad.
+
+    The block is one of the unfolding along a mode, with the others behind it in cyclic order.
+    """
     where = np.argwhere(bad)
     if not len(where):
         return
     row, column = where[0]
-    index = (start + row, *np.unravel_index(column, t.shape[1:]))
+    behind = t.shape[mode + 1 :] + t.shape[:mode]
+    turned = (start + row, *np.unravel_index(column, behind))
+    index = [turned[(m - mode) % t.ndim] for m in range(t.ndim)]
     labels = []
     for dim, i in zip(t.dims, index, strict=True):
         label: object = t.indexes[dim][i] if dim in t.indexes else i

@@ -1,23 +1,23 @@
-"""Ensembles of CP fits over ranks and random starts: alignment, similarity, one tree."""
+"""Ensembles of CP fits over ranks and random starts: all fitted side by side, one tree."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import xarray as xr
 
 from vitxr.errors import ArgumentError, DataError
 from vitxr.factor import checks
+from vitxr.factor.compare import align, factor_match_score, similarity
+from vitxr.factor.labels import label
 from vitxr.factor.methods import fit
 from vitxr.names import VARIABLES
 
-__all__ = ["align", "best", "fit_ensemble", "similarity"]
-
-Array = npt.NDArray[Any]
+__all__ = ["best", "fit_ensemble"]
 
 
 def fit_ensemble(
@@ -53,22 +53,32 @@ def fit_ensemble(
     tol, max_iter
         As for :func:`vitxr.factor.factorize`.
     progress
-        Show a bar over the fits, with their rate and the time left.
+        Show a bar over the fits that are finished, with the iteration of those that are not.
     **options
-        Further arguments of tensorly's function.
+        Further arguments, as for :func:`vitxr.factor.factorize`.
 
     Returns
     -------
     xarray.DataTree
         At the root, over ``(rank, replicate)``: ``objective``, ``similarity`` (to the best
-        replicate of the rank, which has 1), ``iterations``, ``seconds``, ``converged`` and
-        ``seed``, with which :func:`vitxr.factor.factorize` repeats the fit; and
+        replicate of the rank, which has 1), ``factor_match_score`` (to the same),
+        ``dead_components``, ``failed``, ``iterations``, ``seconds``, ``converged`` and ``seed``,
+        with which :func:`vitxr.factor.factorize` repeats the fit; and
         ``best_replicate(rank)``, the one of least objective. Under ``rank_<R>`` the factors as
         :func:`vitxr.factor.factorize` gives them with ``replicate`` in front, and
-        ``similarity(replicate)``. The components of the best replicate are in the order of
+        the same comparisons. The components of the best replicate are in the order of
         descending weight, those of the others follow it (:func:`align`);
         ``objective_history`` is NaN after the end of a fit. ``to_dataset()`` of a child also
-        carries the root's coordinate ``rank``, which xarray hands down.
+        carries the root's coordinate ``rank``, which xarray hands down. With "ncp_hals" all
+        models are fitted side by side, so that ``seconds`` of each counts from the start of all.
+        A fit without a model is marked ``failed``: it was interrupted by Ctrl-C, which keeps
+        those that are finished, or tensorly met a singular system. Its factors and objective
+        are NaN; ``best_replicate`` is -1 where that is all there is.
+
+    Warns
+    -----
+    RuntimeWarning
+        If fits have failed, but not all.
 
     Raises
     ------
@@ -76,7 +86,9 @@ def fit_ensemble(
         If ranks repeat, ``replicates`` is not a positive integer, the method is not a CP method,
         or for the reasons of :func:`vitxr.factor.factorize`; before anything is fitted.
     DataError
-        As :func:`vitxr.factor.factorize`.
+        As :func:`vitxr.factor.factorize`, and if all fits have failed.
+    KeyboardInterrupt
+        If interrupted before any fit was finished.
 
     References
     ----------
@@ -114,23 +126,44 @@ def fit_ensemble(
         raise ArgumentError(f"ranks is {ranks!r}; expected one or more ranks, each once.")
     tensor = checks.prepare(t, method, options)
 
+    wide = [rank for rank in checked for _ in range(replicates)]
+    seeds = [seed for rank in checked for seed in _seeds(random_state, rank, replicates)]
+    with tqdm(total=len(wide), desc=method, unit="fit", disable=not progress, miniters=0) as bar:
+
+        def tell(number: int, iteration: int, objective: float, done: bool) -> None:
+            bar.set_postfix(rank=wide[number], iteration=iteration + 1, refresh=False)
+            bar.update(done)
+
+        each = [(rank,) for rank in wide]
+        found, interrupted = fit(
+            tensor, each, seeds, method, tol, int(max_iter), options, tell if progress else None
+        )
+    failures = [one.failure for one in found if one.failure]
+    if len(failures) == len(found):
+        if interrupted:
+            raise KeyboardInterrupt
+        raise DataError(failures[0])
+    if failures:
+        warnings.warn(
+            f"{len(failures)} of {len(found)} fits have no model, and are marked `failed`; of the "
+            f"first: {failures[0]}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    fits = label(tensor, found, method, tol, int(max_iter), options)
     children: dict[str, xr.Dataset] = {}
     best: list[int] = []
-    total = len(checked) * replicates
-    with tqdm(total=total, desc=method, unit="fit", disable=not progress) as bar:
-        for rank in checked:
-            fits = []
-            for seed in _seeds(random_state, rank, replicates):
-                bar.set_postfix(rank=rank, refresh=True)
-                fits.append(fit(tensor, (rank,), method, seed, tol, int(max_iter), False, options))
-                bar.update()
-            best.append(int(np.argmin([float(f.objective) for f in fits])))
-            children[f"rank_{rank}"] = _stack(fits, best[-1])
+    for i, rank in enumerate(checked):
+        own = fits[i * replicates : (i + 1) * replicates]
+        objectives = np.array([float(f["objective"]) for f in own])
+        best.append(int(np.nanargmin(objectives)) if np.isfinite(objectives).any() else -1)
+        children[f"rank_{rank}"] = _stack(own, best[-1])
 
     index = pd.Index(checked, name="rank")
-    names = ("objective", "similarity", "iterations", "seconds", "seed", "converged")
+    names = ["objective", "similarity", "factor_match_score", "dead_components", "failed"]
+    names += ["iterations", "seconds", "seed", "converged"]
     root = xr.concat(
-        [child[list(names)] for child in children.values()],
+        [child[names] for child in children.values()],
         dim=index,
         data_vars="all",
         coords="minimal",
@@ -163,7 +196,7 @@ def best(ensemble: xr.DataTree, rank: int) -> xr.Dataset:
     Raises
     ------
     DataError
-        If the tree is no ensemble.
+        If the tree is no ensemble, or all fits of that rank have failed.
     ArgumentError
         If it has no such rank.
 
@@ -184,111 +217,9 @@ def best(ensemble: xr.DataTree, rank: int) -> xr.Dataset:
         have = ", ".join(map(str, root.indexes["rank"]))
         raise ArgumentError(f"rank={rank!r} is not in the ensemble, which has {have}.")
     replicate = int(root["best_replicate"].sel(rank=rank))
+    if replicate < 0:
+        raise DataError(f"no fit of rank {rank} has a model: all are marked `failed`.")
     return ensemble.children[f"rank_{rank}"].to_dataset(inherit=False).sel(replicate=replicate)
-
-
-def align(f: xr.Dataset, reference: xr.Dataset) -> xr.Dataset:
-    """Reorder the components of a CP model as those of another.
-
-    Components are matched one to one so that the mean over pairs and modes of the absolute
-    cosine between columns is largest. The signs of an unconstrained model follow the reference,
-    as far as an even number of changes for each component can make them.
-
-    Parameters
-    ----------
-    f, reference
-        Factor Datasets of the same tensor's dimensions and of the same rank, one replicate each.
-
-    Returns
-    -------
-    xarray.Dataset
-        ``f`` with its components in the order of ``reference``, ``weight`` included. Components
-        that have died take the places that are left.
-
-    Raises
-    ------
-    ArgumentError
-        If ranks differ, or there is a ``replicate`` dimension.
-    DataError
-        If the factors are not those of a CP model, or of other dimensions or labels.
-
-    References
-    ----------
-    Kuhn (1955), The Hungarian method for the assignment problem, Naval Research Logistics
-    Quarterly 2, 83-97; Williams et al. (2018), Neuron 98, 1099-1115.
-
-    Examples
-    --------
-    >>> a = xr.Dataset({"neuron_factor": (("neuron", "component"), np.eye(3)),
-    ...                 "image_factor": (("image", "component"), np.eye(3))})
-    >>> b = a.isel(component=[2, 0, 1])
-    >>> align(b, a).identical(a)
-    True
-    """
-    dims = _same_dims(f, reference)
-    rank, expected = f.sizes["component"], reference.sizes["component"]
-    if rank != expected:
-        raise ArgumentError(
-            f"the model has {rank} components, the reference {expected}; align needs as many: "
-            "similarity compares models of different rank."
-        )
-    mine, theirs, cosines = _match(f, reference, dims)
-    place = np.full(rank, -1)
-    place[theirs] = mine
-    place[place < 0] = np.setdiff1d(np.arange(rank), mine)
-    out = f.isel(component=place)
-    signs = np.where(cosines[:, mine, theirs] < 0, -1, 1)
-    signs[0] *= signs.prod(axis=0)  # an even number of changes leaves the model as it is
-    for dim, sign in zip(dims, signs, strict=True):
-        flips = np.ones(rank, f[f"{dim}_factor"].dtype)
-        flips[theirs] = sign
-        # A Variable: assigning a DataArray would drop levels of its multi-index.
-        factor = out[f"{dim}_factor"].variable
-        out[f"{dim}_factor"] = factor.copy(data=factor.values * flips)
-    if "component" in reference.coords:
-        return out.assign_coords(component=reference["component"])
-    return out.drop_vars("component", errors="ignore")
-
-
-def similarity(f: xr.Dataset, g: xr.Dataset) -> float:
-    """Similarity of two CP models, from 0 to 1.
-
-    The mean over matched components and over modes of the absolute cosine between columns, for
-    the one-to-one matching for which it is largest. Weights do not count. Components that have
-    died are left out, and so are those that the model of larger rank has left over.
-
-    Parameters
-    ----------
-    f, g
-        Factor Datasets of the same tensor's dimensions, of any rank, one replicate each.
-
-    Returns
-    -------
-    float
-        1 for the same components in any order; 0 if a model has no component alive.
-
-    Raises
-    ------
-    ArgumentError
-        If there is a ``replicate`` dimension.
-    DataError
-        If the factors are not those of a CP model, or of other dimensions or labels.
-
-    References
-    ----------
-    Williams et al. (2018), Neuron 98, 1099-1115, as in tensortools.
-
-    Examples
-    --------
-    >>> a = xr.Dataset({"neuron_factor": (("neuron", "component"), np.eye(3)),
-    ...                 "image_factor": (("image", "component"), np.eye(3))})
-    >>> similarity(a, a.isel(component=[1, 2, 0]))
-    1.0
-    """
-    mine, theirs, cosines = _match(f, g, _same_dims(f, g))
-    if not len(mine):
-        return 0.0
-    return float(min(abs(cosines[:, mine, theirs]).mean(), 1.0))
 
 
 def _seeds(random_state: int, rank: int, replicates: int) -> list[int]:
@@ -304,13 +235,16 @@ def _seeds(random_state: int, rank: int, replicates: int) -> list[int]:
 def _stack(fits: list[xr.Dataset], best: int) -> xr.Dataset:
     """Put aligned replicates into one Dataset, best_replicate's order, histories padded."""
     longest = max(f.sizes["iteration"] for f in fits)
-    reference = fits[best]
-    likeness = [1.0 if f is reference else similarity(f, reference) for f in fits]
+    failed = np.array([not np.isfinite(float(f["objective"])) for f in fits])
+    likeness = np.full((2, len(fits)), np.nan)
+    aligned = list(fits)
+    for i in np.flatnonzero(~failed):
+        likeness[:, i] = similarity(fits[i], fits[best]), factor_match_score(fits[i], fits[best])
+        if i != best:
+            aligned[i] = align(fits[i], fits[best])
+    likeness[0, best] = np.nan if failed[best] else 1.0
     stacked = xr.concat(
-        [
-            (f if f is reference else align(f, reference)).reindex(iteration=range(longest))
-            for f in fits
-        ],
+        [f.reindex(iteration=range(longest)) for f in aligned],
         dim=pd.Index(range(len(fits)), name="replicate"),
         data_vars="all",
         coords="minimal",
@@ -318,56 +252,12 @@ def _stack(fits: list[xr.Dataset], best: int) -> xr.Dataset:
         join="exact",
         combine_attrs="override",
     )
-    stacked["similarity"] = ("replicate", np.array(likeness), VARIABLES["similarity"].attrs)
+    made = {
+        "similarity": likeness[0],
+        "factor_match_score": likeness[1],
+        "failed": failed,
+        "dead_components": (stacked["weight"] == 0).sum("component").values,
+    }
+    for name, values in made.items():
+        stacked[name] = ("replicate", values, VARIABLES[name].attrs)
     return stacked
-
-
-def _same_dims(f: xr.Dataset, g: xr.Dataset) -> list[Hashable]:
-    """Dimensions that have a CP factor in both models, checked for equal labels."""
-    found: list[list[Hashable]] = []
-    for ds in (f, g):
-        if "replicate" in ds.dims:
-            raise ArgumentError(
-                "the factors have a replicate dimension: select one, f.sel(replicate=0)."
-            )
-        factors = {name: a for name, a in ds.data_vars.items() if str(name).endswith("_factor")}
-        found.append([d for a in factors.values() for d in a.dims if d != "component"])
-        if not factors or any(a.dims[1:] != ("component",) for a in factors.values()):
-            raise DataError(
-                "expected the factors of a CP model, <dim>_factor(dim, component); the Dataset "
-                f"has: {', '.join(map(str, ds.data_vars)) or 'no variables'}."
-            )
-    mine, theirs = found
-    if set(mine) != set(theirs):
-        raise DataError(
-            f"the models have factors of other dimensions: {', '.join(map(str, mine))} and "
-            f"{', '.join(map(str, theirs))}; compare models of the same tensor."
-        )
-    for dim in mine:
-        indexed = dim in f.indexes and dim in g.indexes
-        if f.sizes[dim] != g.sizes[dim] or (indexed and not f.indexes[dim].equals(g.indexes[dim])):
-            raise DataError(
-                f"the models differ in the labels of {dim}: select or reindex to the same ones."
-            )
-    return mine
-
-
-def _match(f: xr.Dataset, g: xr.Dataset, dims: list[Hashable]) -> tuple[Array, Array, Array]:
-    """Matched components of two models, and all cosines ``(mode, of f, of g)``."""
-    from scipy.optimize import linear_sum_assignment
-
-    cosines = []
-    alive = [np.ones(ds.sizes["component"], bool) for ds in (f, g)]
-    for dim in dims:
-        units = []
-        for ds, living in zip((f, g), alive, strict=True):
-            factor = np.asarray(ds[f"{dim}_factor"].values, np.float64)
-            length = np.linalg.norm(factor, axis=0)
-            living &= length > 0
-            units.append(factor / np.where(length > 0, length, 1.0))
-        cosines.append(units[0].T @ units[1])
-    stacked = np.array(cosines)
-    own, other = (np.flatnonzero(living) for living in alive)
-    score = abs(stacked).mean(axis=0)[np.ix_(own, other)]
-    rows, columns = linear_sum_assignment(score, maximize=True)
-    return own[rows], other[columns], stacked

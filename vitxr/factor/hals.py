@@ -1,44 +1,33 @@
 """Nonnegative CP by hierarchical alternating least squares, on plain arrays.
 
 The algorithm is the one the original notebook calls (tensortools' ``ncp_hals``). The order of
-the work is another: the tensor is read once an iteration, block by block along its first mode,
-instead of once for every mode. Inside, factors are component-major, ``(rank, n)``.
+the work is another: the tensor is read once an iteration, block by block along its longest mode,
+for all models, instead of once for every mode of every model.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = [
-    "Fit",
-    "hals_update",
-    "khatri_rao",
-    "ncp_hals",
-    "random_start",
-    "relative_residual",
-    "row_blocks",
-    "squared_norm",
-]
+from vitxr.factor.blocks import Pool, blocked_mode, own_threads, rotate, squared_norm
+from vitxr.factor.compress import TIGHTER, compress
+from vitxr.factor.engine import Model, iterate
+from vitxr.factor.kernels import random_start
+
+__all__ = ["Fit", "fit_models", "ncp_hals", "random_start"]
 
 Array = npt.NDArray[Any]
 
-#: Inner HALS sweeps over the components at each update of a mode.
-SWEEPS = 3
-#: Smallest divisor of an update, for data of norm 1 or more.
-FLOOR = 1e-6
-#: Bytes of the tensor in one block: it is used twice, and should stay in the last-level cache.
-BLOCK_BYTES = 4 << 20
-#: Bytes of the (rank, block) tiles of one update: they should stay in a core's own cache.
-TILE_BYTES = 512 << 10
-#: Fewest rows of a block; with fewer the matrix products are slow.
-MIN_ROWS = 64
+#: Bytes of the products and sums of models that are fitted side by side; of more models, as many
+#: at a time.
+FUSED_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -48,228 +37,27 @@ class Fit:
     Attributes
     ----------
     factors
-        One matrix ``(n, rank)`` for each mode, nonnegative, columns of any length: the first in
-        the dtype of the data, the others float64.
+        One matrix ``(n, rank)`` for each mode, nonnegative, columns of any length: that of the
+        mode walked over in the dtype of the data, the others float64.
     history
         The relative residual after each iteration, float64.
     converged
         Whether the tolerance, and not the limit on iterations, ended the fit.
+    compressed_iterations
+        How many of the first iterations were made on the compressed tensor. Their entries of
+        ``history`` are estimates, all later ones are exact.
+    seconds
+        Wall time from the start of the fit, of all models, to the end of this one.
+    interrupted
+        Whether the fit was broken off before either.
     """
 
     factors: tuple[Array, ...]
     history: Array
     converged: bool
-
-
-def row_blocks(x: Any, rows: int) -> Iterator[tuple[slice, Array]]:
-    """Walk over an array along its first axis, as matrices.
-
-    Parameters
-    ----------
-    x
-        A NumPy array, or a Dask array, of which one chunk of the first axis is in memory at a
-        time, with all that lies beside it on the other axes.
-    rows
-        Most rows of a block.
-
-    Yields
-    ------
-    slice
-        The rows.
-    numpy.ndarray
-        ``(rows, product of the other axes)``, a view where ``x`` is a C-contiguous array.
-
-    Examples
-    --------
-    >>> [block.shape for _, block in row_blocks(np.zeros((5, 2, 3)), 2)]
-    [(2, 6), (2, 6), (1, 6)]
-    """
-    columns = math.prod(x.shape[1:])
-    start = 0
-    for size in getattr(x, "chunks", ((x.shape[0],),))[0]:
-        part = np.asarray(x[start : start + size]).reshape(size, columns)
-        for low in range(0, size, rows):
-            high = min(low + rows, size)
-            yield slice(start + low, start + high), part[low:high]
-        start += size
-
-
-def block_rows(shape: Sequence[int], rank: int, itemsize: int) -> int:
-    """Rows of a block such that the block and its tiles stay in their caches."""
-    of_block = BLOCK_BYTES // (math.prod(shape[1:]) * itemsize)
-    of_tile = TILE_BYTES // (3 * rank * itemsize)  # factor, product, update
-    return max(MIN_ROWS, min(of_block, of_tile))
-
-
-def khatri_rao(factors: Sequence[Array]) -> Array:
-    """Column-wise Kronecker product of component-major factors.
-
-    Parameters
-    ----------
-    factors
-        Matrices ``(rank, n_m)``.
-
-    Returns
-    -------
-    numpy.ndarray
-        ``(rank, n_1 n_2 ...)``; the last mode runs fastest, as in a C-ordered unfolding.
-
-    Examples
-    --------
-    >>> khatri_rao([np.array([[1.0, 2.0]]), np.array([[3.0, 4.0]])])
-    array([[3., 4., 6., 8.]])
-    """
-    return reduce(
-        lambda a, b: (a[:, :, None] * b[:, None, :]).reshape(len(a), a.shape[1] * b.shape[1]),
-        factors,
-    )
-
-
-def squared_norm(x: Any, rows: int = 4096) -> float:
-    """Sum of squares of an array, accumulated in float64.
-
-    Examples
-    --------
-    >>> squared_norm(np.full((2, 2), 3, "float32"))
-    36.0
-    """
-    return float(sum(np.square(b, dtype=np.float64).sum() for _, b in row_blocks(x, rows)))
-
-
-def relative_residual(x: Any, left: Array, right: Array, norm: float, rows: int = 256) -> float:
-    """Relative residual of a model, from the residual itself, in float64.
-
-    ``|X - left right| / norm``, with ``X`` the unfolding of the first mode. A CP model is
-    ``left = A diag(w)``, ``right = KR(B, C, ...)^T``; a Tucker model has the core, multiplied by
-    the other factors, on the right. No difference of large numbers is taken, so that a residual
-    near zero is as exact as any other.
-
-    Parameters
-    ----------
-    x
-        The tensor, NumPy or Dask.
-    left
-        ``(n_0, r)``.
-    right
-        ``(r, product of the other modes)``.
-    norm
-        ``|X|``.
-    rows
-        Rows of the residual in memory at a time.
-
-    Examples
-    --------
-    >>> a, b = np.array([[1.0], [2.0]]), np.array([[3.0, 4.0]])
-    >>> relative_residual(a @ b, a, b, norm=1.0)
-    0.0
-    """
-    total = 0.0
-    left, right = np.asarray(left, np.float64), np.asarray(right, np.float64)
-    for where, block in row_blocks(x, rows):
-        residual = left[where] @ right
-        residual -= block
-        total += float(np.vdot(residual, residual))
-    return math.sqrt(total) / norm
-
-
-def random_start(shape: Sequence[int], rank: int, norm: float, seed: int) -> list[Array]:
-    """Uniform random factors of a given norm, the start of the original notebook.
-
-    Entries are uniform on [0, 1); the model is scaled to ``norm``, and each component's scale is
-    shared equally by the modes.
-
-    Parameters
-    ----------
-    shape
-        Sizes of the modes.
-    rank
-        Number of components.
-    norm
-        Frobenius norm of the model.
-    seed
-        Seed of :func:`numpy.random.default_rng`.
-
-    Returns
-    -------
-    list of numpy.ndarray
-        One float64 matrix ``(n, rank)`` for each mode.
-
-    Examples
-    --------
-    >>> a, b = random_start((3, 4), rank=2, norm=5.0, seed=0)
-    >>> round(float(np.linalg.norm(a @ b.T)), 12)
-    5.0
-    """
-    rng = np.random.default_rng(seed)
-    factors = [rng.uniform(size=(n, rank)) for n in shape]
-    lengths = np.array([np.linalg.norm(f, axis=0) for f in factors])
-    size = math.sqrt(float(np.prod([f.T @ f for f in factors], axis=0).sum()))
-    shared = (lengths.prod(axis=0) * (norm / size)) ** (1 / len(factors))
-    return [f * (shared / length) for f, length in zip(factors, lengths, strict=True)]
-
-
-def hals_update(factor: Array, mttkrp: Array, gram: Array, floor: float) -> None:
-    """Update one factor in place: three sweeps of HALS over its components.
-
-    Component ``p`` of the factor ``a`` becomes ::
-
-        a_p = max((m_p - sum_{q != p} g_pq a_q) / max(g_pp, floor), 0)
-
-    which lowers ``|X - M|`` as far as a change of ``a_p`` alone can. The rows of a factor do not
-    touch one another, so that any block of them may be updated by itself.
-
-    Parameters
-    ----------
-    factor
-        ``(rank, n)``, overwritten.
-    mttkrp
-        ``m``: the unfolded tensor times the Khatri-Rao product of the other factors, ``(rank, n)``.
-    gram
-        ``g``: elementwise product of the other factors' Gram matrices, ``(rank, rank)`` float64.
-    floor
-        Smallest divisor, for components that have died.
-
-    References
-    ----------
-    Cichocki and Phan (2009), Fast local algorithms for large scale nonnegative matrix and tensor
-    factorizations, IEICE Transactions E92-A, 708-721.
-
-    Examples
-    --------
-    >>> a = np.ones((1, 2))
-    >>> hals_update(a, np.array([[4.0, -1.0]]), np.array([[2.0]]), floor=1e-6)
-    >>> a
-    array([[2., 0.]])
-    """
-    rank = len(factor)
-    divisor = np.maximum(gram.diagonal(), floor)
-    if rank == 1 and gram[0, 0] > 0:
-        divisor = gram.diagonal()
-    target = mttkrp / divisor[:, None].astype(factor.dtype)
-    others = gram / divisor[:, None]
-    np.fill_diagonal(others, 0.0)
-    others = others.astype(factor.dtype)
-    row = np.empty(factor.shape[1], factor.dtype)
-    for _ in range(SWEEPS if rank > 1 else 1):
-        for p in range(rank):
-            np.dot(others[p], factor, out=row)
-            np.subtract(target[p], row, out=row)
-            np.maximum(row, 0.0, out=factor[p])
-
-
-def _contract(y: Array, factors: Sequence[Array], keep: int, shape: Sequence[int]) -> Array:
-    """Multiply ``y(component, modes 1..)`` by every factor but ``keep``: ``(rank, n_keep)``."""
-    rank = len(y)
-    for mode in range(len(shape) - 1, 0, -1):
-        if mode == keep:
-            continue
-        right = shape[keep] if keep > mode else 1
-        y = y.reshape(rank, -1, shape[mode], right)
-        if right == 1:
-            y = y[..., 0] @ factors[mode][:, :, None]
-        else:
-            y = factors[mode][:, None, None, :] @ y
-    return y.reshape(rank, shape[keep])
+    compressed_iterations: int
+    seconds: float
+    interrupted: bool
 
 
 def ncp_hals(
@@ -281,16 +69,16 @@ def ncp_hals(
     max_iter: int = 500,
     start: Sequence[Array] | None = None,
     norm: float | None = None,
+    compressed: bool = False,
     rows: int | None = None,
+    threads: int | None = None,
     callback: Callable[[int, float], object] | None = None,
 ) -> Fit:
     """Fit a nonnegative CP model by HALS, reading the tensor once an iteration.
 
     Minimises ``|X - sum_r a_r o b_r o c_r ...|`` over nonnegative factors. An iteration updates
-    the modes in order, each by :func:`hals_update`. For a block ``X_b`` of rows of the first mode
-
-    - ``M_b = X_b KR(B, C, ...)`` and HALS on those rows of ``A``;
-    - ``Y += A_b^T X_b``, from which the products of all other modes follow.
+    the modes in order, each by :func:`vitxr.factor.kernels.hals_update`. How one pass over the
+    tensor serves all of them: :func:`vitxr.factor.engine.iterate`.
 
     The iterates are those of a mode-by-mode implementation up to rounding. The objective is
     ``|X - M| / |X|`` from the last mode's product. As in tensortools the fit ends when the
@@ -299,14 +87,14 @@ def ncp_hals(
     Parameters
     ----------
     x
-        Tensor of two or more modes, float32 or float64, NumPy or Dask. Products with it are taken
-        in its dtype; Gram matrices, the updates of all modes but the first, and the objective are
-        float64. A Dask array is computed anew in each iteration, one chunk of the first axis at a
-        time.
+        Tensor of two or more modes, float32 or float64; NumPy, memory-mapped or Dask. It is
+        walked over along its longest mode. Products with it are taken in its dtype; Gram
+        matrices, the updates of the other modes, and the objective are float64. A Dask array is
+        computed anew in each iteration, in each thread one chunk of that mode at a time.
     rank
         Number of components.
     seed
-        Seed of :func:`random_start`.
+        Seed of :func:`vitxr.factor.kernels.random_start`.
     tol
         Least fall of the objective that keeps the fit going.
     max_iter
@@ -315,15 +103,22 @@ def ncp_hals(
         Factors ``(n, rank)`` to start from, in place of the random ones.
     norm
         ``|X|`` where it is known, which saves a pass.
+    compressed
+        Fit inside a compressed tensor first (:func:`vitxr.factor.compress.compress`), and
+        finish on the tensor itself, which decides when to stop. The iterates are then not those
+        of the plain method.
     rows
-        Rows of a block; chosen for the caches by default. The result does not depend on it.
+        Rows of a block; chosen for speed by default. The result does not depend on it, nor on
+        the threads, but for rounding.
+    threads
+        Threads over blocks; by default as many as BLAS would use.
     callback
         Called with the iteration (from 0) and the objective after each.
 
     Returns
     -------
     Fit
-        Factors, history of the objective, and whether it converged.
+        Factors, history of the objective, whether it converged.
 
     Raises
     ------
@@ -337,9 +132,10 @@ def ncp_hals(
 
     References
     ----------
-    Cichocki and Phan (2009), see :func:`hals_update`; Williams et al. (2018), Unsupervised
-    discovery of demixed, low-dimensional neural dynamics across multiple timescales through
-    tensor component analysis, Neuron 98, 1099-1115; the original notebook's section 7.
+    Cichocki and Phan (2009), see :func:`vitxr.factor.kernels.hals_update`; Williams et al.
+    (2018), Unsupervised discovery of demixed, low-dimensional neural dynamics across multiple
+    timescales through tensor component analysis, Neuron 98, 1099-1115; the original notebook's
+    section 7.
 
     Examples
     --------
@@ -349,47 +145,135 @@ def ncp_hals(
     >>> fit.converged, bool(fit.history[-1] < 1e-3)
     (True, True)
     """
-    dtype, shape, modes = np.dtype(x.dtype), x.shape, x.ndim
+    with own_threads(threads) as pool:
+        if norm is None:
+            norm = math.sqrt(squared_norm(rotate(x, blocked_mode(x))))
+        if start is None:
+            start = random_start(x.shape, rank, norm, seed)
+        fit = fit_models(
+            x,
+            [start],
+            norm=norm,
+            tol=tol,
+            max_iter=max_iter,
+            pool=pool,
+            compressed=compressed,
+            rows=rows,
+            callback=None if callback is None else lambda _, n, value, __: callback(n, value),
+        )[0]
+    if fit.interrupted:
+        raise KeyboardInterrupt
+    return fit
+
+
+def fit_models(
+    x: Any,
+    starts: Sequence[Sequence[Array]],
+    *,
+    norm: float,
+    tol: float,
+    max_iter: int,
+    pool: Pool,
+    compressed: bool = False,
+    rows: int | None = None,
+    callback: Callable[[int, int, float, bool], object] | None = None,
+) -> list[Fit]:
+    """Fit several models at a time, each from its own start: see :func:`ncp_hals`.
+
+    A KeyboardInterrupt ends the fit: models that have converged are whole, the others are marked
+    ``interrupted`` and hold the factors they had.
+
+    Parameters
+    ----------
+    x, norm, tol, max_iter, compressed, rows
+        As for :func:`ncp_hals`.
+    starts
+        For each model its factors ``(n, rank)``; ranks may differ.
+    pool
+        Threads, from :func:`vitxr.factor.blocks.own_threads`.
+    callback
+        Called with the number of the model, its iteration, its objective, and whether that was
+        the last, after each.
+
+    Returns
+    -------
+    list of Fit
+        In the order of ``starts``.
+
+    Examples
+    --------
+    >>> x = np.random.default_rng(0).random((9, 5, 4))
+    >>> starts = [random_start(x.shape, rank, 1.0, seed=0) for rank in (1, 2)]
+    >>> with own_threads() as pool:
+    ...     fits = fit_models(x, starts, norm=1.0, tol=1e-5, max_iter=9, pool=pool)
+    >>> [fit.factors[0].shape for fit in fits]
+    [(9, 1), (9, 2)]
+    """
+    dtype, modes = np.dtype(x.dtype), x.ndim
     if dtype not in (np.dtype(np.float32), np.dtype(np.float64)):
         raise TypeError(f"ncp_hals takes float32 or float64, not {dtype}: convert the array first")
-    if isinstance(x, np.ndarray):
-        x = np.ascontiguousarray(x)  # or every iteration would copy it
-    if rows is None:
-        rows = block_rows(shape, rank, dtype.itemsize)
-    if norm is None:
-        norm = math.sqrt(squared_norm(x))
-    if start is None:
-        start = random_start(shape, rank, norm, seed)
-    floor = FLOOR * min(1.0, norm ** (2 * (modes - 1) / modes))
+    began = time.perf_counter()
+    early = blocked_mode(x)
+    data = rotate(x, early)
+    models = []
+    for start in starts:
+        turned = [start[(early + i) % modes].T for i in range(modes)]
+        first = np.array(turned[0], dtype, order="C")
+        models.append(Model([first, *(np.array(f, np.float64, order="C") for f in turned[1:])]))
+    numbers = {id(model): i for i, model in enumerate(models)}
+    seconds = [0.0] * len(models)
 
-    first = np.array(start[0].T, dtype, order="C")
-    factors = [first, *(np.array(f.T, np.float64, order="C") for f in start[1:])]
-    grams = [np.asarray(f, np.float64) @ np.asarray(f.T, np.float64) for f in factors]
-    columns = math.prod(shape[1:])
-    history: list[float] = []
-    converged = False
+    finishing = not compressed
 
-    while len(history) < max_iter and not converged:
-        gram = np.prod(grams[1:], axis=0)
-        kr = khatri_rao(factors[1:]).astype(dtype)
-        y = np.zeros((rank, columns))
-        grams[0] = np.zeros((rank, rank))
-        for where, block in row_blocks(x, rows):
-            tile = np.ascontiguousarray(first[:, where])
-            hals_update(tile, kr @ block.T, gram, floor)
-            first[:, where] = tile
-            y += tile @ block
-            tile = tile.astype(np.float64)
-            grams[0] += tile @ tile.T
-        for mode in range(1, modes):
-            gram = np.prod(grams[:mode] + grams[mode + 1 :], axis=0)
-            mttkrp = _contract(y, factors, mode, shape)
-            hals_update(factors[mode], mttkrp, gram, floor)
-            grams[mode] = factors[mode] @ factors[mode].T
-        square = norm**2 - 2 * float(np.vdot(factors[-1], mttkrp))
-        square += float(np.vdot(gram, grams[-1]))
-        history.append(math.sqrt(max(square, 0.0)) / norm)  # rounding may leave -1e-17
-        converged = len(history) > 1 and history[-2] - history[-1] < tol
+    def tell(model: Model) -> None:
+        number = numbers[id(model)]
+        seconds[number] = time.perf_counter() - began
         if callback is not None:
-            callback(len(history) - 1, history[-1])
-    return Fit(tuple(f.T for f in factors), np.array(history), converged)
+            done = finishing and (model.converged or len(model.history) == max_iter)
+            callback(number, len(model.history) - 1, model.history[-1], done)
+
+    given: dict[str, Any] = {"norm": norm, "pool": pool, "early": early, "after": tell}
+    interrupted = False
+    try:
+        small = compress(data, max(m.rank for m in models), pool) if compressed else None
+        for batch in _batches(models, data, pool.threads):
+            if small is not None:
+                finishing = False
+                # The last iterations are those on the tensor: two are needed to see a fall.
+                iterate(small, batch, tol=tol * TIGHTER, max_iter=max_iter - 2, **given)
+                for model in batch:
+                    model.compressed_iterations, model.converged = len(model.history), False
+                finishing = True
+            iterate(data, batch, tol=tol, max_iter=max_iter, rows=rows, **given)
+    except KeyboardInterrupt:
+        interrupted = True
+        for model in models:
+            model.converged &= model.compressed_iterations > 0 or not compressed
+    return [
+        Fit(
+            tuple(model.factors[(mode - early) % modes].T for mode in range(modes)),
+            np.array(model.history),
+            model.converged,
+            model.compressed_iterations,
+            spent,
+            interrupted and not model.converged and len(model.history) < max_iter,
+        )
+        for model, spent in zip(models, seconds, strict=True)
+    ]
+
+
+def _batches(models: list[Model], data: Any, threads: int) -> list[list[Model]]:
+    """Divide models into as few lists as fit into memory side by side, in their order."""
+    columns = math.prod(data.shape[1:])
+    # Of each component: the Khatri-Rao product, and in each thread a product and a sum.
+    each = columns * (np.dtype(data.dtype).itemsize * (1 + threads) + 8 * (1 + threads))
+    batches: list[list[Model]] = []
+    room = 0
+    for model in models:
+        size = model.rank * each
+        if not batches or size > room:
+            batches.append([])
+            room = FUSED_BYTES
+        batches[-1].append(model)
+        room -= size
+    return batches

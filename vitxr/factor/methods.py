@@ -1,21 +1,18 @@
-"""Labelled factorizations: checks, our nonnegative CP, tensorly's methods, one form of result."""
+"""Factorizations of a labelled tensor: our nonnegative CP, and tensorly's methods."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
-from vitxr._version import __version__
 from vitxr.errors import DataError
 from vitxr.factor import hals
+from vitxr.factor.blocks import blocked_mode, own_threads
 from vitxr.factor.checks import (
     METHODS,
     Tensor,
@@ -25,11 +22,14 @@ from vitxr.factor.checks import (
     prepare,
     tensorly_function,
 )
-from vitxr.names import VARIABLES, provenance
+from vitxr.factor.compress import pays
+from vitxr.factor.kernels import random_start
+from vitxr.factor.labels import Found, label
 
 __all__ = ["factorize", "fit"]
 
-Array = npt.NDArray[Any]
+#: Why a fit has no model.
+INTERRUPTED = "it was interrupted"
 
 
 def factorize(
@@ -62,8 +62,9 @@ def factorize(
         Tensor with two or more dimensions of any names; of a neuron tensor ``neuron`` comes
         first. Integers become float32 (up to 16 bits) or float64, float16 becomes float32;
         float32 stays float32. With "ncp_hals" a Dask tensor larger than 2 GiB is read from its
-        chunks along the first dimension in each iteration, and twice besides: store it before. A
-        smaller one, or any one for the other methods, is read into memory once.
+        chunks in each iteration, and a few times besides: store it before. It is walked over
+        along the dimension that its chunks divide most. A smaller one, or any one for the other
+        methods, is read into memory once.
     rank
         Number of components. For Tucker an int or one for each dimension.
     method
@@ -71,9 +72,9 @@ def factorize(
         tensorly's functions by its own name: see :data:`METHODS`.
     random_state
         Seed of the random start, an integer from 0 to 2**32 - 1. All CP methods start from
-        the same point for the same seed, :func:`vitxr.factor.hals.random_start`; tensorly's Tucker
-        methods from tensorly's random start. tensorly's own default, a start by SVD, ignores
-        the seed; ``init="svd"`` asks for it.
+        the same point for the same seed, :func:`vitxr.factor.kernels.random_start`; tensorly's
+        Tucker methods from tensorly's random start. tensorly's own default, a start by SVD,
+        ignores the seed; ``init="svd"`` asks for it.
     tol
         The fit ends when the objective falls by less than this in an iteration.
     max_iter
@@ -81,7 +82,9 @@ def factorize(
     progress
         Show a bar over iterations ("ncp_hals" only; tensorly's functions have none).
     **options
-        Further arguments of tensorly's function. ``constrained_parafac`` is nonnegative unless
+        Of "ncp_hals" ``compress``: whether to iterate on a compressed tensor first, and finish on
+        the tensor itself (:mod:`vitxr.factor.compress`); by default where that is much less work.
+        Of tensorly's methods further arguments. ``constrained_parafac`` is nonnegative unless
         constraints are given; ``randomised_parafac`` draws ``n_samples = 10 R log(R + 1)`` rows,
         rounded up, unless told otherwise.
 
@@ -94,7 +97,9 @@ def factorize(
         ``|X - M| / |X|``), ``objective_history(iteration)`` (as the method saw it, of
         ``randomised_parafac`` an estimate from a sample), ``converged`` (False where the
         limit on iterations or, in ``randomised_parafac``, stagnation ended the fit),
-        ``iterations``, ``seconds``, ``seed``. All coordinates of ``t``; attributes ``method``,
+        ``iterations``, ``seconds``, ``seed``. With "ncp_hals" ``compressed_iterations``: so many
+        of the first were made on the compressed tensor, and their objectives are estimates.
+        All coordinates of ``t``; attributes ``method``,
         ``rank``, ``tol``, ``max_iter``, ``options`` and ``versions`` (the last two as JSON).
 
     Raises
@@ -106,8 +111,8 @@ def factorize(
     DataError
         If ``t`` has fewer than two dimensions, no elements, is not numeric, holds NaN or infinite
         values, holds negative values and the method is nonnegative, is zero everywhere, or is so
-        large or small that its powers leave the range of its dtype; or if tensorly meets a
-        singular system on the way.
+        large or small that its powers leave the range of its dtype, or lies in chunks that would
+        fill the memory; or if tensorly meets a singular system on the way.
 
     References
     ----------
@@ -125,117 +130,113 @@ def factorize(
     >>> f.image_factor.dims, f.image.values.tolist(), bool(f.objective < 0.05)
     (('image', 'component'), ['a', 'b', 'c', 'd'], True)
     """
+    from tqdm.auto import tqdm
+
     options = check_arguments(method, random_state, tol, max_iter, options)
     check_labels(t)
     ranks = check_rank(t, rank, method)
     tensor = prepare(t, method, options)
-    return fit(tensor, ranks, method, int(random_state), tol, int(max_iter), progress, options)
+    bar = tqdm(total=max_iter, desc=f"{method} rank {rank}", disable=not progress)
+
+    def show(_: int, iteration: int, objective: float, done: bool) -> None:
+        bar.set_postfix(objective=f"{objective:.6f}", refresh=False)
+        bar.update()
+
+    with bar:
+        tell = show if progress else None
+        found, interrupted = fit(
+            tensor, [ranks], [int(random_state)], method, tol, max_iter, options, tell
+        )
+    if interrupted:
+        raise KeyboardInterrupt
+    if found[0].failure:
+        raise DataError(found[0].failure)
+    return label(tensor, found, method, tol, max_iter, options)[0]
 
 
 def fit(
     tensor: Tensor,
-    ranks: tuple[int, ...],
+    ranks: Sequence[tuple[int, ...]],
+    seeds: Sequence[int],
     method: str,
-    seed: int,
     tol: float,
     max_iter: int,
-    progress: bool,
     options: dict[str, Any],
-) -> xr.Dataset:
-    """Fit one model to a checked tensor and label it."""
-    began = time.perf_counter()
-    run = _fit_ours if method == "ncp_hals" else _fit_tensorly
-    core, factors, history, converged = run(
-        tensor, ranks, method, seed, tol, max_iter, progress, options
-    )
-    seconds = time.perf_counter() - began
+    tell: Callable[[int, int, float, bool], object] | None = None,
+) -> tuple[list[Found], bool]:
+    """Fit models to a checked tensor, one for each rank and seed.
 
-    dtype, t = tensor.data.dtype, tensor.labelled
-    scaled = [_unit_columns(f) for f in factors]
-    units = [unit.astype(dtype) for unit, _ in scaled]
-    names = [f"{d}_factor" for d in t.dims]
-    ds = xr.Dataset(coords=t.coords)
-    if METHODS[method].form == "cp":
-        weight = core * np.prod([scale for _, scale in scaled], axis=0)
-        units[0] *= np.where(weight < 0, -1, 1).astype(dtype)
-        order = np.argsort(-abs(weight), kind="stable")
-        weight, units = abs(weight)[order], [u[:, order] for u in units]
-        left, right = units[0] * weight, hals.khatri_rao([u.T.astype(float) for u in units[1:]])
-        ds["weight"] = ("component", weight)
-        axes = ["component"] * t.ndim
-        ds = ds.assign_coords(component=np.arange(len(weight)))
-    else:
-        axes = [f"{d}_component" for d in t.dims]
-        for mode, (_, scale) in enumerate(scaled):
-            core = np.moveaxis(np.moveaxis(core, mode, -1) * scale, -1, mode)
-        for mode in range(t.ndim):
-            order = np.argsort(-np.linalg.norm(_unfold(core, mode), axis=1), kind="stable")
-            core, units[mode] = core.take(order, axis=mode), units[mode][:, order]
-        product = core
-        for mode in range(1, t.ndim):
-            product = np.moveaxis(np.tensordot(product, units[mode], (mode, 1)), -1, mode)
-        left, right = units[0], product.reshape(len(core), -1)
-        ds["core"] = (axes, core)
-        ds = ds.assign_coords({a: np.arange(n) for a, n in zip(axes, core.shape, strict=True)})
-    for name, dim, axis, unit in zip(names, t.dims, axes, units, strict=True):
-        ds[name] = ((dim, axis), unit)
-    ds["objective"] = hals.relative_residual(tensor.data, left, right, tensor.norm)
-    ds["objective_history"] = ("iteration", np.asarray(history, np.float64))
-    ds = ds.assign_coords(iteration=np.arange(len(history)))
-    ds["converged"] = bool(converged)
-    ds["iterations"] = len(history)
-    ds["seconds"] = seconds
-    ds["seed"] = np.int64(seed)
-    for variable in ds.data_vars:
-        known = VARIABLES.get(str(variable), VARIABLES["neuron_factor"])
-        ds[variable].attrs.update(known.attrs)
-    used = {"vitxr": __version__, "numpy": np.__version__, "tensorly": version("tensorly")}
-    ds.attrs = {
-        **provenance(t.attrs),
-        "method": method,
-        "rank": ranks[0] if METHODS[method].form == "cp" else list(ranks),
-        "tol": float(tol),
-        "max_iter": max_iter,
-        "options": json.dumps(options, default=repr),
-        "versions": json.dumps(used),
-    }
-    return ds
+    With "ncp_hals" all at a time, otherwise one after the other. ``tell`` is called with the
+    number of the model, its iteration, its objective, and whether that was the last; of
+    tensorly's methods after the last only. Returns what was found, and whether a
+    KeyboardInterrupt ended it: fits that were not finished then are marked as failed, and so are
+    those in which tensorly met a singular system.
+    """
+    if method == "ncp_hals":
+        return _fit_ours(tensor, ranks, seeds, tol, max_iter, options, tell)
+    found: list[Found] = []
+    interrupted = False
+    for number, (rank, seed) in enumerate(zip(ranks, seeds, strict=True)):
+        try:
+            if interrupted:
+                one = _failed(tensor, rank, method, seed, INTERRUPTED)
+            else:
+                one = _fit_tensorly(tensor, rank, method, seed, tol, max_iter, options)
+        except DataError as error:
+            one = _failed(tensor, rank, method, seed, str(error))
+        except KeyboardInterrupt:
+            interrupted = True
+            one = _failed(tensor, rank, method, seed, INTERRUPTED)
+        found.append(one)
+        if tell is not None and len(one.history):
+            tell(number, len(one.history) - 1, float(one.history[-1]), True)
+    return found, interrupted
+
+
+def _failed(tensor: Tensor, ranks: tuple[int, ...], method: str, seed: int, why: str) -> Found:
+    """A model that is not there."""
+    cp, shape = METHODS[method].form == "cp", tensor.data.shape
+    columns = ranks * len(shape) if cp else ranks
+    factors = [np.full((n, r), np.nan) for n, r in zip(shape, columns, strict=True)]
+    return Found(np.full(ranks, np.nan), factors, np.empty(0), False, 0.0, seed, failure=why)
 
 
 def _fit_ours(
     tensor: Tensor,
-    ranks: tuple[int, ...],
-    method: str,
-    seed: int,
+    ranks: Sequence[tuple[int, ...]],
+    seeds: Sequence[int],
     tol: float,
     max_iter: int,
-    progress: bool,
     options: dict[str, Any],
-) -> tuple[Array, Sequence[Array], Array, bool]:
-    from threadpoolctl import threadpool_limits
-    from tqdm.auto import tqdm
-
-    # One BLAS thread: where another pool keeps the cores busy, two spin against it, and an
-    # iteration takes many times as long; that loses more than a second gains on an idle machine.
-    with (
-        threadpool_limits(1, user_api="blas"),
-        tqdm(total=max_iter, desc=f"{method} rank {ranks[0]}", disable=not progress) as bar,
-    ):
-
-        def show(iteration: int, objective: float) -> None:
-            bar.set_postfix(objective=f"{objective:.6f}", refresh=False)
-            bar.update()
-
-        result = hals.ncp_hals(
+    tell: Callable[[int, int, float, bool], object] | None,
+) -> tuple[list[Found], bool]:
+    shape = tensor.data.shape
+    compressed = options.get("compress")  # None is for where it pays
+    if compressed is None:
+        mode = blocked_mode(tensor.data)
+        compressed = pays(shape[mode:] + shape[:mode], max(rank for (rank,) in ranks))
+    with own_threads() as pool:
+        fits = hals.fit_models(
             tensor.data,
-            ranks[0],
-            seed=seed,
+            [
+                random_start(shape, rank, tensor.norm, seed)
+                for (rank,), seed in zip(ranks, seeds, strict=True)
+            ],
+            norm=tensor.norm,
             tol=tol,
             max_iter=max_iter,
-            norm=tensor.norm,
-            callback=show if progress else None,
+            pool=pool,
+            compressed=compressed,
+            callback=tell,
         )
-    return np.ones(ranks[0]), result.factors, result.history, result.converged
+    found = []
+    for (rank,), seed, fit in zip(ranks, seeds, fits, strict=True):
+        if fit.interrupted:
+            found.append(_failed(tensor, (rank,), "ncp_hals", seed, INTERRUPTED))
+        else:
+            shown = (fit.history, fit.converged, fit.seconds, seed, fit.compressed_iterations)
+            found.append(Found(np.ones(rank), fit.factors, *shown))
+    return found, any(fit.interrupted for fit in fits)
 
 
 def _fit_tensorly(
@@ -245,16 +246,17 @@ def _fit_tensorly(
     seed: int,
     tol: float,
     max_iter: int,
-    progress: bool,
     options: dict[str, Any],
-) -> tuple[Array, Sequence[Array], Array, bool]:
+) -> Found:
     import tensorly
+
+    began = time.perf_counter()
 
     data, cp = tensor.data, METHODS[method].form == "cp"
     given: dict[str, Any] = {"random_state": seed, "n_iter_max": max_iter, "tol": tol}
     history: list[float] = []
     if cp:
-        start = hals.random_start(data.shape, ranks[0], tensor.norm, seed)
+        start = random_start(data.shape, ranks[0], tensor.norm, seed)
         given["init"] = (None, [f.astype(data.dtype) for f in start])
     else:
         given["init"] = "random"
@@ -284,22 +286,11 @@ def _fit_tensorly(
         history.extend(float(e) for e in errors)
     core, factors = model
     converged = len(history) > 1 and abs(history[-2] - history[-1]) < tol
-    return (
+    return Found(
         np.asarray(core, np.float64),
         [np.asarray(f, np.float64) for f in factors],
         np.array(history),
         converged,
+        time.perf_counter() - began,
+        seed,
     )
-
-
-def _unit_columns(factor: Array) -> tuple[Array, Array]:
-    """Columns of unit norm whose largest entry is positive, and what they were divided by."""
-    factor = np.asarray(factor, np.float64)
-    length = np.linalg.norm(factor, axis=0)
-    largest = factor[abs(factor).argmax(axis=0), np.arange(factor.shape[1])]
-    scale = np.where(largest < 0, -length, length)
-    return factor / np.where(length > 0, scale, 1.0), scale
-
-
-def _unfold(x: Array, mode: int) -> Array:
-    return np.moveaxis(x, mode, 0).reshape(x.shape[mode], -1)

@@ -1,0 +1,297 @@
+"""Nonnegative CP of several models in one blocked pass over the tensor an iteration."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vitxr.factor.blocks import Pool, Share, block_rows, row_blocks, shares
+from vitxr.factor.kernels import contract, hals_update, khatri_rao
+
+__all__ = ["Compressed", "Model", "iterate"]
+
+Array = npt.NDArray[Any]
+
+#: Smallest divisor of an update, for data of norm 1 or more.
+FLOOR = 1e-6
+
+
+@dataclass
+class Model:
+    """One model while it is fitted.
+
+    Attributes
+    ----------
+    factors
+        Component-major, ``(rank, n)``, in the order of the modes of the tensor that is walked
+        over: the first in the dtype of the data, the others float64.
+    history
+        Relative residual after each iteration.
+    converged
+        Whether the tolerance ended the fit.
+    compressed_iterations
+        How many of the first iterations were made on a compressed tensor. Their residuals are
+        those of the tensor only as far as the model lies within the bases.
+    """
+
+    factors: list[Array]
+    history: list[float] = field(default_factory=list)
+    converged: bool = False
+    compressed_iterations: int = 0
+
+    @property
+    def rank(self) -> int:
+        """Number of components."""
+        return len(self.factors[0])
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A tensor compressed in some of its modes, ``X = core x_0 rows x_m sides[m] ...``.
+
+    Attributes
+    ----------
+    rows
+        Orthonormal basis of the first mode, ``(n_0, d_0)``, in the dtype of the data.
+    core
+        ``(d_0, d_1 d_2 ...)``, in the dtype of the data.
+    sides
+        Orthonormal basis ``(n_m, d_m)`` of each other mode, float64; None where it is whole.
+    """
+
+    rows: Array
+    core: Array
+    sides: tuple[Array | None, ...]
+
+
+def iterate(
+    x: Any,
+    models: Sequence[Model],
+    *,
+    norm: float,
+    tol: float,
+    max_iter: int,
+    pool: Pool,
+    early: int = 0,
+    rows: int | None = None,
+    after: Callable[[Model], object] | None = None,
+) -> None:
+    """Iterate HALS on all models, in place, until each has converged or is at its limit.
+
+    For a block ``X_b`` of rows of the first mode, the columns of all models side by side,
+
+    - ``M_b = X_b KR(B, C, ...)`` and HALS on those rows of every ``A``;
+    - ``Y += A_b^T X_b``, from which the products of all other modes follow.
+
+    A model takes no further part when it has converged. On a :class:`Compressed` tensor the same
+    is done with ``rows`` in place of ``X``, and the core between it and the other modes.
+
+    Parameters
+    ----------
+    x
+        Tensor, float32 or float64, NumPy or Dask, the mode to walk over in front
+        (:func:`vitxr.factor.blocks.rotate`); or :class:`Compressed`.
+    models
+        Models to fit. Their iterations so far count towards the limit.
+    norm
+        Norm of the tensor, of which the history has its unit.
+    tol, max_iter
+        The fit of a model ends when its objective falls by less than ``tol``, a rise included,
+        or with its iteration ``max_iter``.
+    pool
+        Threads over blocks. Sums over blocks are taken in an order that depends on their number
+        only.
+    early
+        How many of the last modes come before the first one in an iteration: where the mode in
+        front is not the first of the notebook's. They are updated once before the first pass,
+        which takes one more, and after the objective then: so the iterates are the notebook's.
+        After iterations on a compressed tensor, the first pass begins where it is.
+    rows
+        Rows of a block.
+    after
+        Called with each model after each of its iterations.
+    """
+    compressed = x if isinstance(x, Compressed) else None
+    data = x if compressed is None else compressed.rows
+    rows = rows or block_rows(data.shape, data.dtype.itemsize)
+    walk = shares(data, rows, pool.threads)
+    active = [m for m in models if len(m.history) < max_iter and not m.converged]
+    # Models of one rank side by side: the small modes of all of them are updated in common.
+    active.sort(key=lambda m: m.rank)
+    if not active:
+        return
+    modes = len(active[0].factors)
+    floor = FLOOR * min(1.0, norm ** (2 * (modes - 1) / modes))
+    state = _State(active, compressed)
+    if early and not active[0].compressed_iterations:
+        state.accumulate(data, walk, rows, pool, None)
+        state.update(range(modes - early, modes), floor, pool)
+    while active:
+        state.accumulate(data, walk, rows, pool, floor)
+        state.update(range(1, modes - early), floor, pool)
+        residuals = state.residuals(norm)
+        for model, residual in zip(active, residuals, strict=True):
+            history = model.history
+            history.append(residual)
+            seen = len(history) - model.compressed_iterations
+            model.converged = seen > 1 and history[-2] - history[-1] < tol
+            if after is not None:
+                after(model)
+        keep = [not m.converged and len(m.history) < max_iter for m in active]
+        if not all(keep):
+            state.drop(keep)
+            active = state.models
+        if early and active:
+            state.update(range(modes - early, modes), floor, pool)
+
+
+class _State:
+    """What the unfinished models share in an iteration: stacked factors, products, Grams."""
+
+    def __init__(self, models: list[Model], compressed: Compressed | None):
+        self.models, self.compressed = models, compressed
+        self.grams = [
+            [np.asarray(f, np.float64) @ np.asarray(f.T, np.float64) for f in m.factors]
+            for m in models
+        ]
+        self.products: list[Array] = []
+        self.inner = [0.0] * len(models)
+        self._stack()
+
+    def _stack(self) -> None:
+        """Put the first factors into one array, of which those of the models are views."""
+        self.long = np.concatenate([m.factors[0] for m in self.models])
+        for model, where in zip(self.models, self._slices(), strict=True):
+            model.factors[0] = self.long[where]
+
+    def _slices(self) -> list[slice]:
+        edges = np.cumsum([0, *(m.rank for m in self.models)]).tolist()
+        return [slice(a, b) for a, b in itertools.pairwise(edges)]
+
+    def drop(self, keep: list[bool]) -> None:
+        """Take models out, and give them a first factor of their own."""
+        for model, stays in zip(self.models, keep, strict=True):
+            if not stays:
+                model.factors[0] = model.factors[0].copy()
+        self.models = list(itertools.compress(self.models, keep))
+        self.grams = list(itertools.compress(self.grams, keep))
+        self.products = list(itertools.compress(self.products, keep))
+        self.inner = list(itertools.compress(self.inner, keep))
+        if self.models:
+            self._stack()
+
+    def _sides(self, model: Model) -> list[Array]:
+        """Factors of all modes but the first, in the bases of a compressed tensor."""
+        if self.compressed is None:
+            return model.factors[1:]
+        sides = zip(model.factors[1:], self.compressed.sides, strict=True)
+        return [f if basis is None else f @ basis for f, basis in sides]
+
+    def accumulate(
+        self, data: Any, walk: list[Share], rows: int, pool: Pool, floor: float | None
+    ) -> None:
+        """One pass over the tensor: update the first mode (unless there is no floor), then Y."""
+        dtype, slices = np.dtype(data.dtype), self._slices()
+        sides = [self._sides(m) for m in self.models]
+        core = None if self.compressed is None else self.compressed.core
+        lead = np.concatenate(_each(pool, lambda s: khatri_rao(s).astype(dtype), sides))
+        if core is not None:
+            lead = _by_columns(pool, lambda part: lead @ core[part].T, len(core))
+        grams = [np.prod(g[1:], axis=0) for g in self.grams]
+        long = self.long
+
+        def work(share: Share) -> tuple[Array, list[Array], Array]:
+            y = np.zeros(lead.shape)
+            product = np.empty(lead.shape, dtype)
+            squares = [np.zeros_like(g) for g in grams]
+            inner = np.zeros(len(slices))
+            for where, block in row_blocks(data, rows, share):
+                tile = np.ascontiguousarray(long[:, where])
+                if floor is not None:
+                    mttkrp = lead @ block.T
+                    with pool.turn:
+                        for i, part in enumerate(slices):
+                            hals_update(tile[part], mttkrp[part], grams[i], floor)
+                    for i, part in enumerate(slices):
+                        own = tile[part].astype(np.float64)
+                        squares[i] += own @ own.T
+                        inner[i] += np.vdot(own, mttkrp[part])
+                    long[:, where] = tile
+                y += np.matmul(tile, block, out=product)
+            return y, squares, inner
+
+        parts = pool.map(work, walk)
+        y = parts[0][0]
+        for part in parts[1:]:
+            y += part[0]
+        if core is not None:
+            small = y.astype(dtype)
+            y = _by_columns(pool, lambda part: small @ core[:, part], core.shape[1])
+        self.products = [y[where] for where in slices]
+        for i in range(len(slices)):
+            if floor is not None:
+                self.grams[i][0] = sum(part[1][i] for part in parts)
+                self.inner[i] = float(sum(part[2][i] for part in parts))
+
+    def update(self, modes: range, floor: float, pool: Pool) -> None:
+        """Update other modes from Y, models of one rank in common."""
+        ranks = [m.rank for m in self.models]
+        groups = [
+            [i for i, _ in group]
+            for _, group in itertools.groupby(enumerate(ranks), key=lambda pair: pair[1])
+        ]
+        _each(pool, lambda group: self._update_group(group, modes, floor), groups)
+
+    def _update_group(self, group: list[int], modes: range, floor: float) -> None:
+        sides = [self._sides(self.models[i]) for i in group]
+        for mode in modes:
+            basis = None if self.compressed is None else self.compressed.sides[mode - 1]
+            grams = np.array(
+                [np.prod(self.grams[i][:mode] + self.grams[i][mode + 1 :], axis=0) for i in group]
+            )
+            mttkrp = np.array(
+                [
+                    contract(self.products[i], side, mode - 1)
+                    for i, side in zip(group, sides, strict=True)
+                ],
+                np.float64,
+            )
+            if basis is not None:
+                mttkrp = mttkrp @ basis.T
+            factors = np.array([self.models[i].factors[mode] for i in group])
+            hals_update(factors, mttkrp, grams, floor)
+            for j, i in enumerate(group):
+                factor = factors[j]
+                self.models[i].factors[mode] = factor
+                self.grams[i][mode] = factor @ factor.T
+                self.inner[i] = float(np.vdot(factor, mttkrp[j]))
+                sides[j][mode - 1] = factor if basis is None else factor @ basis
+
+    def residuals(self, norm: float) -> list[float]:
+        """Relative residuals, from the product of the mode that was updated last."""
+        out = []
+        for inner, grams in zip(self.inner, self.grams, strict=True):
+            square = norm**2 - 2 * inner + float(np.prod(grams, axis=0).sum())
+            out.append(math.sqrt(max(square, 0.0)) / norm)  # rounding may leave -1e-17
+        return out
+
+
+def _each(pool: Pool, task: Callable[[Any], Any], items: list[Any]) -> list[Any]:
+    """Call a task with every item, divided evenly among the threads."""
+    parts = [items[i :: pool.threads] for i in range(min(pool.threads, len(items)))]
+    done = pool.map(lambda part: [task(item) for item in part], parts)
+    return [done[i % len(parts)][i // len(parts)] for i in range(len(items))]
+
+
+def _by_columns(pool: Pool, product: Callable[[slice], Array], n: int) -> Array:
+    """A matrix product of ``n`` columns, divided among the threads."""
+    edges = np.linspace(0, n, min(pool.threads, n) + 1).astype(int).tolist()
+    return np.concatenate(
+        pool.map(product, [slice(a, b) for a, b in itertools.pairwise(edges)]), axis=1
+    )

@@ -1,0 +1,158 @@
+"""What a fit found, with the tensor's labels: unit columns, order of components, objective."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from vitxr._version import __version__
+from vitxr.factor.blocks import blocked_mode, own_threads, relative_residuals, rotate
+from vitxr.factor.checks import METHODS, Tensor
+from vitxr.factor.kernels import khatri_rao
+from vitxr.names import VARIABLES, provenance
+
+__all__ = ["Found", "label"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a fit found: ``core`` (weights of a CP model), factors ``(n, rank)``, how it went.
+
+    A fit that broke down or was interrupted says so in ``failure``, and holds NaN.
+    """
+
+    core: Array
+    factors: Sequence[Array]
+    history: Array
+    converged: bool
+    seconds: float
+    seed: int
+    compressed_iterations: int = 0
+    failure: str = ""
+
+
+def label(
+    tensor: Tensor,
+    found: Sequence[Found],
+    method: str,
+    tol: float,
+    max_iter: int,
+    options: dict[str, Any],
+) -> list[xr.Dataset]:
+    """Label models of one tensor; their objectives are computed in one pass over it."""
+    cp = METHODS[method].form == "cp"
+    models = [(_ordered_cp if cp else _ordered_tucker)(one, tensor.data.dtype) for one in found]
+    with own_threads() as pool:
+        mode = blocked_mode(tensor.data) if cp else 0
+        pairs = [_pair(core, units, mode) for core, units in models]
+        whole = [i for i, one in enumerate(found) if not one.failure]
+        objectives = [math.nan] * len(found)
+        residuals = relative_residuals(
+            rotate(tensor.data, mode), [pairs[i] for i in whole], tensor.norm, pool
+        )
+        for i, residual in zip(whole, residuals, strict=True):
+            objectives[i] = residual
+    return [
+        _dataset(tensor, one, *model, objective, method, tol, max_iter, options)
+        for one, model, objective in zip(found, models, objectives, strict=True)
+    ]
+
+
+def _ordered_cp(found: Found, dtype: Any) -> tuple[Array, list[Array]]:
+    """Weights in descending order and unit columns; a negative weight turns the first factor."""
+    scaled = [_unit_columns(f) for f in found.factors]
+    units = [unit.astype(dtype) for unit, _ in scaled]
+    weight = found.core * np.prod([scale for _, scale in scaled], axis=0)
+    units[0] *= np.where(weight < 0, -1, 1).astype(dtype)
+    order = np.argsort(-abs(weight), kind="stable")
+    return abs(weight)[order], [u[:, order] for u in units]
+
+
+def _ordered_tucker(found: Found, dtype: Any) -> tuple[Array, list[Array]]:
+    """Core with its slices of descending norm in front, and unit columns."""
+    core = found.core
+    units = []
+    for mode, factor in enumerate(found.factors):
+        unit, scale = _unit_columns(factor)
+        units.append(unit.astype(dtype))
+        core = np.moveaxis(np.moveaxis(core, mode, -1) * scale, -1, mode)
+    for mode in range(core.ndim):
+        slices = np.moveaxis(core, mode, 0).reshape(core.shape[mode], -1)
+        order = np.argsort(-np.linalg.norm(slices, axis=1), kind="stable")
+        core, units[mode] = core.take(order, axis=mode), units[mode][:, order]
+    return core, units
+
+
+def _pair(core: Array, units: Sequence[Array], mode: int) -> tuple[Array, Array]:
+    """The model as a product of two matrices, the unfolding along a mode."""
+    if core.ndim == 1:
+        turned = [units[(mode + i) % len(units)] for i in range(len(units))]
+        return turned[0] * core, khatri_rao([u.T.astype(np.float64) for u in turned[1:]])
+    for m in range(1, len(units)):
+        core = np.moveaxis(np.tensordot(core, units[m], (m, 1)), -1, m)
+    return units[0], core.reshape(len(core), -1)
+
+
+def _dataset(
+    tensor: Tensor,
+    found: Found,
+    core: Array,
+    units: Sequence[Array],
+    objective: float,
+    method: str,
+    tol: float,
+    max_iter: int,
+    options: dict[str, Any],
+) -> xr.Dataset:
+    t, cp = tensor.labelled, METHODS[method].form == "cp"
+    ds = xr.Dataset(coords=t.coords)
+    axes = ["component"] * t.ndim if cp else [f"{d}_component" for d in t.dims]
+    if cp:
+        ds["weight"] = ("component", core)
+    else:
+        ds["core"] = (axes, core)
+    ds = ds.assign_coords({a: np.arange(n) for a, n in zip(axes, core.shape, strict=False)})
+    for dim, axis, unit in zip(t.dims, axes, units, strict=True):
+        ds[f"{dim}_factor"] = ((dim, axis), unit)
+    ds["objective"] = objective
+    ds["objective_history"] = ("iteration", np.asarray(found.history, np.float64))
+    ds = ds.assign_coords(iteration=np.arange(len(found.history)))
+    ds["converged"] = bool(found.converged)
+    ds["iterations"] = len(found.history)
+    if method == "ncp_hals":
+        ds["compressed_iterations"] = found.compressed_iterations
+    ds["seconds"] = found.seconds
+    ds["seed"] = np.int64(found.seed)
+    for variable in ds.data_vars:
+        known = VARIABLES.get(str(variable), VARIABLES["neuron_factor"])
+        ds[variable].attrs.update(known.attrs)
+    used = {"vitxr": __version__, "numpy": np.__version__, "tensorly": version("tensorly")}
+    ds.attrs = {
+        **provenance(t.attrs),
+        "method": method,
+        "rank": core.shape[0] if cp else list(core.shape),
+        "tol": float(tol),
+        "max_iter": int(max_iter),
+        "options": json.dumps(options, default=repr),
+        "versions": json.dumps(used),
+    }
+    return ds
+
+
+def _unit_columns(factor: Array) -> tuple[Array, Array]:
+    """Columns of unit norm whose largest entry is positive, and what they were divided by."""
+    factor = np.asarray(factor, np.float64)
+    length = np.linalg.norm(factor, axis=0)
+    largest = factor[abs(factor).argmax(axis=0), np.arange(factor.shape[1])]
+    scale = np.where(largest < 0, -length, length)
+    return factor / np.where(length > 0, scale, 1.0), scale
