@@ -26,6 +26,8 @@ __all__ = ["capture", "exclusive", "frame_shape", "is_out_of_memory"]
 
 #: The process that has run a pass, if this one or its parent has.
 _ran_in = 0
+#: Whether this process was forked from one that had run a pass.
+_forked = False
 
 
 _lock = threading.RLock()
@@ -50,10 +52,11 @@ def exclusive() -> Iterator[None]:
     """
     import torch
 
-    global _ran_in
+    global _ran_in, _forked
     with _lock:
         if _ran_in not in (0, os.getpid()):
             torch.set_num_threads(1)
+            _forked = True
         _ran_in = os.getpid()
         yield
 
@@ -169,6 +172,11 @@ def capture(
         _undisturbed(backbone, eager="attention" in wanted),
         contextlib.ExitStack() as undo,
     ):
+        if _forked and batch.dtype == torch.bfloat16:
+            raise ModelError(
+                "bfloat16 crashes in a process that was forked from one that has run a model. Start "
+                "processes with multiprocessing's 'spawn' method, or use precision='float32'."
+            )
         for module, hook in hooks:
             undo.callback(module.register_forward_hook(hook).remove)
         with contextlib.suppress(_Enough):
