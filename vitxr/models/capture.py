@@ -174,8 +174,8 @@ def capture(
     ):
         if _forked and batch.dtype == torch.bfloat16:
             raise ModelError(
-                "bfloat16 crashes in a process that was forked from one that has run a model. Start "
-                "processes with multiprocessing's 'spawn' method, or use precision='float32'."
+                "bfloat16 crashes in a process that was forked from one that has run a model. "
+                "Start processes with multiprocessing's 'spawn' method, or use precision='float32'."
             )
         for module, hook in hooks:
             undo.callback(module.register_forward_hook(hook).remove)
