@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from vitxr.errors import StoreError
 from vitxr.names import VARIABLES
-from vitxr.store.location import Location
+from vitxr.store.location import Location, aligned
 from vitxr.store.shards import Shards, crc32c
 
 __all__ = ["GROUP", "Cut", "Ledger", "differences", "find", "is_finished", "read_plan"]
@@ -270,7 +270,7 @@ class Ledger:
     def _room(self, size: int) -> npt.NDArray[np.uint8]:
         # Used again for every shard: fresh memory costs as much as filling it.
         if self._scratch.size < size:
-            self._scratch = np.empty(size, np.uint8)
+            self._scratch = aligned(size)
         return self._scratch
 
     def finished(self) -> bool:

@@ -7,6 +7,7 @@ next run after a kill, finds the whole object or none.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import uuid
@@ -20,7 +21,7 @@ import numpy.typing as npt
 
 from vitxr.errors import StoreError
 
-__all__ = ["Location"]
+__all__ = ["Location", "aligned"]
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -29,6 +30,12 @@ _READAHEAD = 128 << 10
 
 #: Ending of a local file that is being written.
 PART = ".part"
+
+#: A local file of as many bytes is written past the page cache: a copy into memory that was not
+#: in use takes longer than the writing itself, and what is cached of other files stays so.
+_DIRECT = 1 << 20
+#: Of memory, places and sizes of what goes past it.
+_PAGE = 4096
 
 
 class Location:
@@ -307,11 +314,52 @@ def _replace(target: Path, data: Any) -> None:
     draft = target.with_name(f"{target.name}.{uuid.uuid4().hex[:12]}{PART}")
     try:
         try:
-            draft.write_bytes(data)
+            _write(draft, data)
         except FileNotFoundError:
             target.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_bytes(data)
+            _write(draft, data)
         draft.replace(target)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+
+
+def aligned(size: int) -> Bytes:
+    """Make an array of bytes that begins where direct writing wants it to."""
+    room = np.empty(size + _PAGE, np.uint8)
+    start = -room.ctypes.data % _PAGE
+    return room[start : start + size]
+
+
+def _write(path: Path, data: Any) -> None:
+    """Write a new file; a large array from :func:`aligned` directly, where the system can."""
+    if not (
+        hasattr(os, "O_DIRECT")
+        and isinstance(data, np.ndarray)
+        and data.nbytes >= _DIRECT
+        and data.ctypes.data % _PAGE == 0
+    ):
+        path.write_bytes(data)
+        return
+    try:
+        _write_directly(path, data)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        path.write_bytes(data.data)  # a file system that has no such writing
+
+
+def _write_directly(path: Path, data: Bytes) -> None:
+    import fcntl
+
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT, 0o666)
+    try:
+        at, pages = 0, len(data) - len(data) % _PAGE
+        while at < pages and at % _PAGE == 0:
+            at += os.pwrite(file, data[at:pages].data, at)
+        # What is left does not begin at a page, or is not a whole one.
+        fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) & ~os.O_DIRECT)
+        while at < len(data):
+            at += os.pwrite(file, data[at:].data, at)
+    finally:
+        os.close(file)
