@@ -24,6 +24,7 @@ from vitxr.errors import StoreError
 __all__ = ["Location", "aligned"]
 
 Bytes = npt.NDArray[np.uint8]
+Piece = Callable[[int | None, int], Bytes]
 
 #: Bytes that a kernel reads ahead by itself.
 _READAHEAD = 128 << 10
@@ -148,10 +149,11 @@ class Location:
             return {paths[p]: bytes(d) for p, d in got.items() if not isinstance(d, Exception)}
 
     @contextlib.contextmanager
-    def opened(self, key: str) -> Iterator[Callable[[int | None, int], Bytes] | None]:
+    def opened(self, key: str, room: Bytes | None = None) -> Iterator[Piece | None]:
         """Open one object to read pieces of it: a function of place and size, None if it is gone.
 
-        The place None means the end: the last so many bytes.
+        The place None means the end: the last so many bytes. With ``room`` a piece may lie in it,
+        and is overwritten by the next.
         """
         if self.folder is None:
             yield self._ranges(key)
@@ -169,7 +171,7 @@ class Location:
                 # All of it at once, rather than piece by piece as readahead would.
                 os.posix_fadvise(file.fileno(), at, size, os.POSIX_FADV_WILLNEED)
             file.seek(at)
-            out = np.empty(size, np.uint8)
+            out = np.empty(size, np.uint8) if room is None or size > len(room) else room[:size]
             got = 0
             # One call gives at most 2 GiB.
             while count := file.readinto(out.data[got:]):
@@ -179,7 +181,7 @@ class Location:
         with file:
             yield piece
 
-    def _ranges(self, key: str) -> Callable[[int | None, int], Bytes] | None:
+    def _ranges(self, key: str) -> Piece | None:
         with self._reached() as (fs, root):
             try:
                 whole = int(fs.info(f"{root}/{key}")["size"])

@@ -10,7 +10,8 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -29,6 +30,9 @@ Array = npt.NDArray[Any]
 _THREADS = 8
 #: Bytes of a Dask chunk: with less, Dask's own work for each outweighs the reading.
 _DASK_BYTES = 16_000_000
+
+_local = threading.local()
+_NONE = np.empty(0, np.uint8)
 
 
 class ShardedArray:
@@ -79,23 +83,34 @@ class ShardedArray:
         if 0 in shape:
             return np.empty(shape, self.dtype)
         indices = list(itertools.product(*map(_covered, spans, self._shards.shard)))
-        if len(indices) == 1:
+        if (
+            math.prod(len(_covered(*pair)) for pair in zip(spans, self._shards.chunk, strict=True))
+            == 1
+        ):
             # One chunk that holds all of the block need not be copied.
-            (first, *others) = parts = list(self._parts(indices[0], spans))
-            if not others:
-                return first[1]
-            return _filled(np.empty(shape, self.dtype), parts)
+            return next(self._parts(indices[0], spans, None))[1]
         out = np.empty(shape, self.dtype)
-        # Several at a time: a disk, and an object store even more, gives more that way.
-        list(_pool().map(lambda index: _filled(out, self._parts(index, spans)), indices))
+
+        def fill(index: tuple[int, ...]) -> None:
+            for where, values in self._parts(index, spans, _room(self._shards.most_of_chunk)):
+                out[where] = values
+
+        if len(indices) == 1:
+            fill(indices[0])
+        else:
+            # Several at a time: a disk, and an object store even more, gives more that way.
+            list(_pool().map(fill, indices))
         return out
 
     def _parts(
-        self, index: tuple[int, ...], spans: list[slice]
+        self, index: tuple[int, ...], spans: list[slice], room: Array | None
     ) -> Iterator[tuple[tuple[slice, ...], Array]]:
-        """Read what a shard has of a block: where it goes in the block, and its values."""
+        """Read what a shard has of a block: where it goes in the block, and its values.
+
+        With ``room`` the values may lie in it, and are overwritten by the next.
+        """
         origin = [s.start for s in spans]
-        for place, values in self._chunks(index, spans):
+        for place, values in self._chunks(index, spans, room):
             # Where the chunk and the block overlap, seen from each of them.
             low = [max(p, s.start) for p, s in zip(place, spans, strict=True)]
             high = [
@@ -105,7 +120,7 @@ class ShardedArray:
             yield tuple(map(slice, _less(low, origin), _less(high, origin))), values[inside]
 
     def _chunks(
-        self, index: tuple[int, ...], spans: list[slice]
+        self, index: tuple[int, ...], spans: list[slice], room: Array | None
     ) -> Iterator[tuple[list[int], Array]]:
         """Read the chunks of a shard that a block touches: where each begins, and its values."""
         shards = self._shards
@@ -124,11 +139,12 @@ class ShardedArray:
             for place in places.values():
                 yield place, np.full(shards.chunk, np.nan, self.dtype)
             return
-        with self._location.opened(key) as file:
+        with self._location.opened(key, room) as file:
             if file is None:
                 raise StoreError(self._damaged(key, "is missing"))
             try:
-                entries = shards.decode_index(file(None, shards.index_bytes))
+                # A copy: the next piece may be read into the same memory.
+                entries = shards.decode_index(file(None, shards.index_bytes)).copy()
                 for chunk, place in places.items():
                     at, size = entries[np.ravel_multi_index(chunk, grid)].tolist()
                     if max(at, size) > shards.most_bytes:
@@ -149,10 +165,14 @@ class ShardedArray:
         )
 
 
-def _filled(out: Array, parts: Iterable[tuple[tuple[slice, ...], Array]]) -> Array:
-    for where, values in parts:
-        out[where] = values
-    return out
+def _room(size: int) -> Array | None:
+    """Memory of this thread, used again for each chunk: fresh memory costs more than reading."""
+    if size > _DASK_BYTES:
+        return None
+    if getattr(_local, "room", _NONE).size < size:
+        _local.room = np.empty(size, np.uint8)
+    room: Array = _local.room
+    return room
 
 
 @functools.cache

@@ -157,12 +157,17 @@ class Shards:
         return values.view(self.dtype) if sys.byteorder == "little" else values.astype(self.dtype)
 
     @property
+    def most_of_chunk(self) -> int:
+        """Bytes that no encoded chunk exceeds."""
+        # Blosc may need a few bytes more than it was given.
+        extra = _BLOSC_EXTRA if self.compressor else 0
+        return math.prod(self.chunk) * self.dtype.itemsize + extra + _CRC
+
+    @property
     def most_bytes(self) -> int:
         """Bytes that no encoded shard exceeds."""
         chunks = math.prod(s // c for s, c in zip(self.shard, self.chunk, strict=True))
-        size = math.prod(self.chunk) * self.dtype.itemsize
-        # Blosc may need a few bytes more than it was given.
-        return chunks * (size + _CRC + (_BLOSC_EXTRA if self.compressor else 0)) + self.index_bytes
+        return chunks * self.most_of_chunk + self.index_bytes
 
     def encode(self, block: npt.NDArray[Any], out: Bytes) -> Bytes:
         """Encode what a shard holds; at the array's end it may be less than a whole one.
