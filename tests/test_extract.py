@@ -217,7 +217,7 @@ def test_the_size_files_were_opened_with_is_part_of_the_fingerprint(tmp_path):
     from PIL import Image
 
     from vitxr.extract import plan as plans
-    from vitxr.store.ledger import differences
+    from vitxr.store.plans import differences
 
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "a.png")
     digits = vitxr.load_model("digits")

@@ -25,6 +25,7 @@ import vitxr  # noqa: E402
 from vitxr.errors import ImageError, StoreError  # noqa: E402
 from vitxr.store.ledger import Ledger  # noqa: E402
 from vitxr.store.location import Location  # noqa: E402
+from vitxr.store.plans import read_plan  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -296,6 +297,56 @@ def test_a_record_deleted_or_cut_short(extract, counted, tmp_path):
         extract(store)
         assert sum(counted) == 5
         same(store, expected)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_coordinates_and_metadata_are_mended(extract, counted, tmp_path, geometry, finished):
+    store = tmp_path / "run.zarr"
+    extract(store, geometry)
+    expected = contents(store)
+    ranking = geometry == "unaligned"
+    layout = read_plan(Location(store))["layout"]
+    assert {"offset_y/c/0", "sha256/c/0", "label/zarr.json", "activation/zarr.json"} <= set(layout)
+    for number, key in enumerate(layout):
+        # One after the other, each in another way.
+        (lambda f: flip(f, -1), Path.unlink, lambda f: os.truncate(f, 3))[number % 3](store / key)
+        if not finished:
+            (store / "zarr.json").unlink(missing_ok=True)
+        if finished and key != "_vitxr/record/zarr.json":
+            with pytest.raises(StoreError, match=rf"{key}: (altered|missing)\. The same extract"):
+                vitxr.open(store)
+        counted.clear()
+        extract(store, geometry)
+        assert sum(counted) == ranking  # the ranking's frame, and no other
+        same(store, expected)
+
+
+def test_metadata_that_another_version_wrote_are_left_alone(extract, tmp_path, monkeypatch):
+    from vitxr.store import layout
+
+    store = tmp_path / "run.zarr"
+    extract(store)
+    flip(store / "label" / "c" / "0", -1)
+    damaged = contents(store)
+    true = layout._objects
+    monkeypatch.setattr(layout, "_objects", lambda *a: true(*a) | {"label/c/0": b"in another way"})
+    with pytest.raises(StoreError, match=r"\(label/c/0\), and this version of zarr .* a copy"):
+        extract(store)
+    same(store, damaged)
+
+
+def test_attributes_of_the_root_are_mended(extract, counted, tmp_path):
+    store = tmp_path / "run.zarr"
+    extract(store)
+    expected = contents(store)
+    zarr.open_group(store, mode="r+").attrs.put({"mine": 1})
+    with pytest.raises(StoreError, match=r'(?s)all units .*\n  model: .* -> "absent"\n.* anew'):
+        vitxr.open(store)
+    counted.clear()
+    extract(store)
+    assert counted == []
+    same(store, expected)
 
 
 # Not whole

@@ -19,8 +19,9 @@ pytest.importorskip("moto.server")
 import vitxr  # noqa: E402
 from vitxr.errors import ArgumentError, StoreError  # noqa: E402
 from vitxr.store.layout import Array, create  # noqa: E402
-from vitxr.store.ledger import Cut, Ledger  # noqa: E402
+from vitxr.store.ledger import Ledger  # noqa: E402
 from vitxr.store.location import Location  # noqa: E402
+from vitxr.store.plans import Cut  # noqa: E402
 
 # Clients that are not closed but left to the garbage collector.
 pytestmark = [

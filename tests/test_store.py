@@ -6,10 +6,10 @@ import xarray as xr
 
 import vitxr
 from vitxr.errors import ArgumentError, StoreError
-from vitxr.store import ledger
+from vitxr.store import ledger, plans
 from vitxr.store.layout import Array, create
-from vitxr.store.ledger import Cut
 from vitxr.store.location import Location
+from vitxr.store.plans import Cut
 
 
 @pytest.fixture(scope="module")
@@ -208,11 +208,11 @@ def test_a_few_feature_maps_are_read_without_the_others(tmp_path):
 
 
 def test_differences_are_readable():
-    assert ledger.differences({"a": 1, "b": (0, 1)}, {"a": 2, "b": [0, 1], "c": None}) == [
+    assert plans.differences({"a": 1, "b": (0, 1)}, {"a": 2, "b": [0, 1], "c": None}) == [
         "a: 1 -> 2",
         'c: "absent" -> null',
     ]
-    (line,) = ledger.differences({"images": ["x" * 64] * 9}, {"images": []})
+    (line,) = plans.differences({"images": ["x" * 64] * 9}, {"images": []})
     assert line.endswith("(612 characters) -> []")
 
 

@@ -6,12 +6,14 @@ import shutil
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 
 import vitxr
 from vitxr.errors import StoreError
 from vitxr.store.layout import Array, create
-from vitxr.store.ledger import Cut, Ledger
+from vitxr.store.ledger import Ledger
 from vitxr.store.location import Location
+from vitxr.store.plans import Cut
 
 IMAGES = ["a/0.png", "a/1.png", "b/é.png"]
 LAYERS = [3, 11]
@@ -192,17 +194,15 @@ def test_a_record_that_is_damaged(store):
     assert rows(verify(store)) == [("altered", *ONE)]
 
 
+LOOKS = [verify, vitxr.open, lambda store: vitxr.open(store, partial=True)]
+
+
 @pytest.mark.parametrize(
     "name", ["image/c/0", "image/zarr.json", "activation/zarr.json", "_vitxr/record/zarr.json"]
 )
 @pytest.mark.parametrize("damage", ["altered", "missing", "cut short"])
-def test_coordinates_and_metadata_can_only_be_restored(store, name, damage):
-    if damage == "missing" and name == "activation/zarr.json":
-        DAMAGES[damage](store / name)
-        with pytest.raises(StoreError, match=r"has lost activation/zarr\.json"):
-            verify(store)
-        return
-    if name == "activation/zarr.json":
+def test_coordinates_and_metadata_that_are_not_as_they_were_written(store, name, damage):
+    if name == "activation/zarr.json" and damage == "altered":
         # Still JSON, and of another meaning.
         meta = json.loads((store / name).read_text())
         meta["attributes"]["units"] = "mV"
@@ -210,24 +210,80 @@ def test_coordinates_and_metadata_can_only_be_restored(store, name, damage):
     else:
         DAMAGES[damage](store / name)
     how = "missing" if damage == "missing" else "altered"
-    with pytest.raises(StoreError, match=rf"metadata .*{name}: {how}.*from a copy, or extract"):
-        verify(store)
+    message = rf"metadata .*{name}: {how}\. The same extract, run again, .*from a copy"
+    looks = [verify] if (name, damage) == ("_vitxr/record/zarr.json", "missing") else LOOKS
+    for look in looks:
+        with pytest.raises(StoreError, match=message):
+            look(store)
+
+
+def test_a_flipped_bit_in_a_coordinate_is_no_other_number(tmp_path):
+    """Every bit of a small coordinate's chunk, which by itself is of another value or none."""
+    arrays = {"logits": Array(("image", "class"), (2, 3), "float32", (1, 3), (1, 3))}
+    coords = xr.Dataset(coords={"height": ("image", [32, 33])})
+    book = create(Location(tmp_path / "run.zarr"), coords, arrays, Cut(2, 1, 1, 1), {})
+    for unit in range(2):
+        book.write(unit, {"logits": np.ones((1, 3), "float32")})
+    book.finish()
+    file = tmp_path / "run.zarr" / "height" / "c" / "0"
+    whole = file.read_bytes()
+    for bit in range(8 * len(whole)):
+        data = bytearray(whole)
+        data[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(data)
+        with pytest.raises(StoreError, match=r"height/c/0: altered"):
+            vitxr.open(tmp_path / "run.zarr")
+    file.write_bytes(whole)
+    assert list(vitxr.open(tmp_path / "run.zarr")["height"].values) == [32, 33]
+
+
+def test_many_objects_that_are_missing_are_counted(store):
+    for name in ("image", "layer", "label"):
+        shutil.rmtree(store / name)
+    with pytest.raises(StoreError, match=r"(c/0|json): missing; and 1 more\. The same"):
+        vitxr.open(store)
 
 
 @pytest.mark.parametrize("text", [b"", b'{"shape": [1', b"\xff\xfe", b"[]", b'{"codecs": []}'])
 def test_metadata_that_make_no_sense(store, text):
     (store / "activation" / "zarr.json").write_bytes(text)
-    for look in (verify, vitxr.open, lambda s: vitxr.open(s, partial=True)):
-        with pytest.raises(StoreError, match=r"activation|run\.zarr"):
+    for look in LOOKS:
+        with pytest.raises(StoreError, match=r"run\.zarr' has .*: activation/zarr\.json: altered"):
             look(store)
+    with pytest.raises(StoreError, match=r"^activation/zarr\.json of the store .* makes no sense"):
+        Ledger(Location(store))
 
 
 def test_another_root(store):
     root = json.loads((store / "zarr.json").read_text())
     root["attributes"]["model"] = "another"
     (store / "zarr.json").write_text(json.dumps(root))
-    with pytest.raises(StoreError, match=r"attributes .*zarr\.json.*altered.*writes them anew"):
-        verify(store)
+    for look in (verify, vitxr.open):
+        with pytest.raises(
+            StoreError,
+            match=r'(?s)all units .* are written.*found:\n  model: "none" -> "another"\n.*anew',
+        ):
+            look(store)
+    del root["attributes"]["model"]
+    (store / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(StoreError, match='model: "none" -> "absent"'):
+        vitxr.open(store)
+    (store / "zarr.json").write_text("{")
+    for look in (verify, vitxr.open):
+        with pytest.raises(StoreError, match=r"root \(zarr\.json\) .*\n  cannot be read \(JSON"):
+            look(store)
+    Ledger(Location(store)).finish()
+    vitxr.open(store)
+
+
+@pytest.mark.filterwarnings("ignore:Consolidated metadata")
+def test_what_users_may_add_to_the_root(store):
+    before = vitxr.open(store)
+    zarr.consolidate_metadata(store)
+    xr.testing.assert_identical(vitxr.open(store).compute(), before.compute())
+    zarr.open_group(store, mode="r+").attrs["note"] = "mine"
+    assert vitxr.open(store).attrs == {**before.attrs, "note": "mine"}
+    assert verify(store).sizes["shard"] == 0
 
 
 def test_what_has_no_record(tmp_path):
@@ -250,7 +306,7 @@ def test_a_plan_that_cannot_be_read(store):
         json.dumps({**known, "attributes": {**known["attributes"], "format": 99}}): "layout 99",
     }.items():
         plan.write_text(text)
-        for look in (verify, vitxr.open, lambda s: vitxr.open(s, partial=True)):
+        for look in LOOKS:
             with pytest.raises(StoreError, match=message):
                 look(store)
 

@@ -14,8 +14,8 @@ import xarray as xr
 import vitxr
 from vitxr.errors import DependencyError
 from vitxr.store.layout import Array, create
-from vitxr.store.ledger import Cut
 from vitxr.store.location import Location
+from vitxr.store.plans import Cut
 
 HEAVY = ("torch", "transformers", "holoviews", "panel", "matplotlib", "distributed")
 

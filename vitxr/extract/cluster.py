@@ -9,8 +9,9 @@ from vitxr.errors import ArgumentError, StoreError
 from vitxr.extract.plan import Plan
 from vitxr.extract.units import Task, compute
 from vitxr.models.capture import exclusive
-from vitxr.store.ledger import PLAN, Ledger
+from vitxr.store.ledger import Ledger
 from vitxr.store.location import Location
+from vitxr.store.plans import PLAN
 
 __all__ = ["run"]
 

@@ -25,7 +25,7 @@ from vitxr.names import VARIABLES
 from vitxr.stimuli.images import altered
 from vitxr.stimuli.shifts import ShiftGrid, no_shifts
 from vitxr.store.layout import Array
-from vitxr.store.ledger import Cut
+from vitxr.store.plans import Cut
 
 __all__ = ["Plan", "make_plan"]
 

@@ -16,9 +16,10 @@ from vitxr.extract.cost import check_room, cost, probe
 from vitxr.extract.plan import Plan
 from vitxr.models.load import find_device
 from vitxr.store.files import open_store
-from vitxr.store.layout import create, is_laid_out
-from vitxr.store.ledger import Ledger, find
+from vitxr.store.layout import create, is_laid_out, mend
+from vitxr.store.ledger import Ledger
 from vitxr.store.location import Location
+from vitxr.store.plans import find
 
 __all__ = ["check", "into_store"]
 
@@ -109,12 +110,13 @@ def into_store(
 def _open(plan: Plan, location: Location, resume: bool) -> Ledger:
     fingerprint = plan.fingerprint()
     known = find(location, fingerprint, resume)
+    arrays = {name: plan.array(name) for name in plan.frame}
     if known is None or not is_laid_out(location):
         location.sweep()
         check_room(plan, location, range(len(plan.cut)))
-        arrays = {name: plan.array(name) for name in plan.frame}
         return create(location, plan.coords, arrays, plan.cut, fingerprint)
     location.sweep()
+    mend(location, known, plan.coords, arrays, plan.cut)
     return Ledger(location, known)
 
 

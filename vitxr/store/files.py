@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import uuid
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,18 @@ import xarray as xr
 from vitxr.errors import ArgumentError, StoreError
 from vitxr.names import DIMS, VARIABLES
 from vitxr.store.layout import is_laid_out
-from vitxr.store.ledger import ROOT, Ledger, is_finished, read_plan
+from vitxr.store.ledger import Ledger
 from vitxr.store.location import Location
+from vitxr.store.plans import (
+    GROUP,
+    ROOT,
+    check_layout,
+    check_root,
+    differences_of_root,
+    is_finished,
+    read_plan,
+    root_json,
+)
 from vitxr.store.reader import lazy
 
 __all__ = ["open_store", "save", "unfinished"]
@@ -53,7 +63,9 @@ def open_store(path: str | Path, partial: bool = False) -> Result:
     Raises
     ------
     StoreError
-        If there is nothing at ``path``, or the store is unfinished or unreadable.
+        If there is nothing at ``path``, the store is unfinished or unreadable, or its
+        coordinates or metadata are not as they were written (their checksums are compared).
+        Shards are checked when they are read.
 
     Examples
     --------
@@ -80,21 +92,15 @@ def open_store(path: str | Path, partial: bool = False) -> Result:
                 f"the store {str(location)!r} is not laid out yet: its run was stopped at the very "
                 "start. Run extract again with the same arguments."
             )
-        return _open_partial(Ledger(location, plan))
-    if plan is not None and not is_finished(location, plan["root"]):
-        raise StoreError(
-            f"the store {str(location)!r} is not finished: {_progress(location, plan)}. "
-            "Run extract again with the same arguments, which goes on where it stopped; or open "
-            "what there is with partial=True."
-        )
+        return _open_partial(location, plan)
+    if plan is not None:
+        return _open_finished(location, plan)
     folder = location.folder
     if (folder is None or folder.is_dir()) and location.read(ROOT) is None:
         raise StoreError(f"{str(location)!r} is not a Zarr v3 store (no zarr.json in it).")
     if folder is not None and folder.suffix == ".mat":
         raise StoreError(f"{str(location)!r} is a MATLAB file: read it with vitxr.read_mat.")
     try:
-        if plan is not None:
-            return _open_activations(Ledger(location, plan), location.key_value)
         tree = _open_tree(location)
     except (OSError, ValueError, KeyError) as error:
         raise StoreError(
@@ -132,8 +138,45 @@ def _open_tree(location: Location) -> xr.DataTree:
     return xr.open_datatree(location.folder, engine="netcdf4", chunks=None)
 
 
-def _open_activations(book: Ledger, store: Any, written: np.ndarray | None = None) -> xr.Dataset:
-    """Open a store of an extraction: coordinates by xarray, activations by our own reader."""
+def _open_finished(location: Location, plan: dict[str, Any]) -> xr.Dataset:
+    root = location.read(ROOT)
+    if differences_of_root(root, plan["root"]):
+        how_far = _progress(location, plan)
+        if root is not None and is_laid_out(location) and Ledger(location, plan).done().all():
+            check_root(location, plan)
+        raise StoreError(
+            f"the store {str(location)!r} is not finished: {how_far}. "
+            "Run extract again with the same arguments, which goes on where it stopped; or open "
+            "what there is with partial=True."
+        )
+    objects = check_layout(location, plan) | {ROOT: root or b""}
+    return _open_activations(Ledger(location, plan), objects)
+
+
+def _open_partial(location: Location, plan: dict[str, Any]) -> xr.Dataset:
+    objects = check_layout(location, plan) | {ROOT: root_json(plan["root"])}
+    book = Ledger(location, plan)
+    written = np.zeros((book.cut.images, book.cut.rows), bool)
+    for unit in np.flatnonzero(book.done()):
+        region = book.cut.region(int(unit))
+        written[region["image"], region["shift_y"]] = True
+    ds = _open_activations(book, objects, written)
+    dims = VARIABLES["written"].dims[0]
+    return ds.assign_coords(written=(dims, written, VARIABLES["written"].attrs))
+
+
+def _open_activations(
+    book: Ledger, objects: Mapping[str, bytes], written: np.ndarray | None = None
+) -> xr.Dataset:
+    """Open a store of an extraction: coordinates by xarray, activations by our own reader.
+
+    xarray reads the very bytes whose checksums were compared.
+    """
+    import zarr
+
+    buffer = zarr.core.buffer.default_buffer_prototype().buffer
+    memory = {k: buffer.from_bytes(v) for k, v in objects.items() if not k.startswith(GROUP)}
+    store = zarr.storage.MemoryStore(memory, read_only=True)
     ds = xr.open_dataset(store, engine="zarr", consolidated=False, chunks=None)
     attrs = {name: ds[name].attrs for name in book.arrays}
     ds = _decode(ds.drop_vars(list(book.arrays))).drop_encoding()
@@ -141,19 +184,6 @@ def _open_activations(book: Ledger, store: Any, written: np.ndarray | None = Non
     for name, shards in book.arrays.items():
         ds[name] = (shards.dims, lazy(book.location, shards, written), attrs[name])
     return ds
-
-
-def _open_partial(book: Ledger) -> xr.Dataset:
-    from vitxr.store.rooted import Rooted
-
-    written = np.zeros((book.cut.images, book.cut.rows), bool)
-    for unit in np.flatnonzero(book.done()):
-        region = book.cut.region(int(unit))
-        written[region["image"], region["shift_y"]] = True
-    store = Rooted(book.location.key_value, book.root_json())
-    ds = _open_activations(book, store, written)
-    dims = VARIABLES["written"].dims[0]
-    return ds.assign_coords(written=(dims, written, VARIABLES["written"].attrs))
 
 
 def _decode(ds: xr.Dataset) -> xr.Dataset:

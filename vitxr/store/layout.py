@@ -13,10 +13,11 @@ import xarray as xr
 
 from vitxr._version import __version__
 from vitxr.errors import StoreError
-from vitxr.store.ledger import PLAN, RECORD, ROOT, Cut, Ledger, plan_json, read_plan
+from vitxr.store.ledger import RECORD, Ledger
 from vitxr.store.location import Location
+from vitxr.store.plans import PLAN, ROOT, Cut, altered, plan_json, read_plan, signature
 
-__all__ = ["Array", "create"]
+__all__ = ["Array", "create", "is_laid_out", "mend"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,35 @@ def create(
 def is_laid_out(location: Location) -> bool:
     """Whether :func:`create` came to its end."""
     return location.read(f"{RECORD}/zarr.json") is not None
+
+
+def mend(
+    location: Location,
+    plan: Mapping[str, Any],
+    coords: xr.Dataset,
+    arrays: Mapping[str, Array],
+    cut: Cut,
+) -> None:
+    """Write coordinates and metadata that are missing or were altered anew.
+
+    Raises
+    ------
+    StoreError
+        If what would be written is not what the plan has the checksum of, as with another
+        version of zarr.
+    """
+    bad, _ = altered(location, plan)
+    if not bad:
+        return
+    objects = _objects(coords, arrays, cut)
+    other = [k for k in bad if k not in objects or signature(objects[k]) != plan["layout"][k]]
+    if other:
+        raise StoreError(
+            f"the store {str(location)!r} has coordinates or metadata that are not as they were "
+            f"written ({', '.join(other[:5])}), and this version of zarr writes them in another "
+            "way. Restore them from a copy, or extract into another path."
+        )
+    location.write({key: objects[key] for key in bad})
 
 
 def _objects(coords: xr.Dataset, arrays: Mapping[str, Array], cut: Cut) -> dict[str, Any]:

@@ -10,9 +10,10 @@ import numpy as np
 import xarray as xr
 
 from vitxr.errors import StoreError
-from vitxr.store.ledger import ROOT, Ledger, read_plan
+from vitxr.store.ledger import Ledger
 from vitxr.store.location import Location
-from vitxr.store.shards import Shards, crc32c
+from vitxr.store.plans import ROOT, check_layout, check_root, read_plan
+from vitxr.store.shards import Shards
 
 __all__ = ["verify"]
 
@@ -43,7 +44,7 @@ def verify(path: str | Path, reset: bool = False, progress: bool = True) -> xr.D
     ------
     StoreError
         If there is no such store, its plan is unreadable, or its coordinates or metadata
-        are not as they were written, which only a copy can mend.
+        are not as they were written: the same extraction, run again, mends those.
 
     Notes
     -----
@@ -67,8 +68,10 @@ def verify(path: str | Path, reset: bool = False, progress: bool = True) -> xr.D
             f"{str(location)!r} {what}: it has no record to verify against. Expected a store that "
             "vitxr.extract wrote."
         )
+    check_layout(location, plan)
+    if location.read(ROOT) is not None:
+        check_root(location, plan)
     book = Ledger(location, plan)
-    _check_layout(book)
     rows = list(_problems(book, progress))
     damaged = sorted({row["unit"] for row in rows if row["problem"] != "not recorded"})
     if reset and damaged:
@@ -76,29 +79,6 @@ def verify(path: str | Path, reset: bool = False, progress: bool = True) -> xr.D
             book.forget(damaged)
     read = int(book.records()[:, :, 0].sum())
     return _table(rows, {"units": len(book.cut), "damaged": len(damaged), "bytes": read})
-
-
-def _check_layout(book: Ledger) -> None:
-    """Compare coordinates and metadata, which are no unit's."""
-    found = book.location.read_many(book.layout)
-    bad = [
-        f"{key}: {'missing' if key not in found else 'altered'}"
-        for key, (size, crc) in book.layout.items()
-        if key not in found
-        or len(found[key]) != size
-        or crc32c(np.frombuffer(found[key], np.uint8)) != crc
-    ]
-    if book.location.read(ROOT) is not None and not book.finished():
-        raise StoreError(
-            f"the attributes of the store {str(book.location)!r} ({ROOT}) are not as they were "
-            "written: altered. The same extract, run again, writes them anew."
-        )
-    if bad:
-        raise StoreError(
-            f"the store {str(book.location)!r} has coordinates or metadata that are not as they "
-            f"were written: {'; '.join(bad[:5])}. Restore them from a copy, or extract "
-            "into another path."
-        )
 
 
 def _problems(book: Ledger, progress: bool) -> Iterator[dict[str, Any]]:
