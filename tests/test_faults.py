@@ -447,8 +447,8 @@ def test_data_of_one_value_count_as_written(stim, tmp_path, counted, value, stor
         ({"shifts": vitxr.ShiftGrid(11, "raster")}, 'shift_scheme: "grid" -> "raster"'),
         ({"shifts": None}, "shift_step: "),
         ({"storage_dtype": "bitround9"}, 'storage_dtype: "float32" -> "bitround9"'),
-        ({"images": [1, 0, 2]}, "image_names: .*\n  images: "),
-        ({"images": [0, 1]}, "image_names: .*\n  images: "),
+        ({"images": [1, 0, 2]}, r"image_names.*\n  images[:[]"),
+        ({"images": [0, 1]}, r"image_names.*\n  images[:[]"),
         ({"geometry": "unaligned"}, "channels: null -> "),
     ],
 )

@@ -1,8 +1,13 @@
 """Saving and opening results; the ledger of a store being written."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
 
 import vitxr
 from vitxr.errors import ArgumentError, StoreError
@@ -71,6 +76,33 @@ def test_nothing_is_replaced(tensor, tmp_path):
         vitxr.save(tensor, tmp_path / "t.nc")
     with pytest.raises(ArgumentError, match=r"ending in \.nc or \.zarr"):
         vitxr.save(tensor, tmp_path / "t.pkl")
+
+
+@pytest.mark.parametrize(
+    "path", ["S3:/x/run.zarr", "s3:/bucket/run.zarr", Path("gs://bucket/run.zarr"), "memory:/a.nc"]
+)
+def test_a_url_that_lost_a_slash_is_no_folder(tensor, tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    for use in (vitxr.open, vitxr.verify, Location, lambda p: vitxr.save(tensor, p)):
+        with pytest.raises(StoreError, match=r"one slash of two.*'s3://bucket/run\.zarr'.*'\./"):
+            use(path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_paths_with_colons_that_are_no_urls(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("./s3:/run.zarr", "10:30.zarr", "a b:/run.zarr", "C:/run.zarr", "/x/s3:/a.zarr"):
+        assert Location(path).folder == Path(path).absolute()
+    with pytest.raises(StoreError, match="knows and whose package is installed"):
+        Location("S3X://bucket/run.zarr")
+
+
+def test_results_are_saved_on_this_machine(tensor, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArgumentError, match=r"'memory://t\.nc' is a URL: expected a local path"):
+        vitxr.save(tensor, "memory://t.nc")
+    assert not list(tmp_path.iterdir())
+    assert vitxr.save(tensor, "t.nc") == tmp_path / "t.nc"
 
 
 def test_what_is_no_store(tmp_path):
@@ -214,6 +246,51 @@ def test_differences_are_readable():
     ]
     (line,) = plans.differences({"images": ["x" * 64] * 9}, {"images": []})
     assert line.endswith("(612 characters) -> []")
+    # What is long and begins alike differs visibly.
+    hashes = [f"{i:064}" for i in range(9)]
+    other = [*hashes[:7], "f" * 64, hashes[8]]
+    assert plans.differences({"images": hashes}, {"images": other}) == [
+        f'images[7]: "{hashes[7]}" -> "{"f" * 64}"'
+    ]
+    assert plans.differences({"images": hashes}, {"images": hashes[:5]}) == [
+        "images: 9 values -> 5 values, which begin alike"
+    ]
+    (line,) = plans.differences({"images": hashes}, {"images": hashes[1:]})
+    assert line.startswith("images: 9 values -> 8 values, the first that differ: images[0]: ")
+    (line,) = plans.differences({"a": "x" * 100 + "1" + "y" * 100}, {"a": "x" * 100 + "2"})
+    assert line == (
+        f'a: ...{"x" * 20}1{"y" * 39}... (203 characters) -> ...{"x" * 20}2" (103 characters)'
+    )
+
+
+def test_differences_show_only_what_changed():
+    stored = {"coordinates": {"label": "a", "layer": "b"}, "rows_per_unit": 3, "x": 1}
+    asked = {"coordinates": {"label": "c", "layer": "b"}, "rows_per_unit": 4, "x": 1}
+    assert plans.differences(stored, asked) == ["coordinates: other values of label"]
+    # What follows from nothing that is listed is not kept secret.
+    asked["coordinates"] = stored["coordinates"]
+    assert plans.differences(stored, asked) == ["rows_per_unit: 3 -> 4"]
+    settings = [json.dumps({"size": s, "mean": [0.5] * 3}) for s in (224, 384)]
+    assert plans.differences({"settings": settings[0]}, {"settings": settings[1]}) == [
+        "settings.size: 224 -> 384"
+    ]
+    assert plans.differences({"settings": settings[0]}, {"settings": "{}"}) == [
+        'settings.mean: [0.5, 0.5, 0.5] -> "absent"',
+        'settings.size: 224 -> "absent"',
+    ]
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(), lambda s: st.lists(s) | st.dictionaries(st.text(), s)
+    ),
+    st.data(),
+)
+def test_what_differs_has_a_line(value, data):
+    other = data.draw(st.one_of(st.just(value), st.lists(st.integers()), st.text()))
+    lines = plans.differences({"key": value}, {"key": other})
+    assert bool(lines) == (value != other)
+    assert all(line.startswith("key") and len(line) < 400 for line in lines)
 
 
 def test_a_failed_layout_leaves_nothing(tmp_path, monkeypatch):

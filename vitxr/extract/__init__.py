@@ -89,7 +89,11 @@ def extract(
         is refused if the disk has no room for it.
     resume
         Go on with a store that an earlier run with the same settings left. Units whose
-        record or shards are missing or cut short are run, and no others.
+        record or shards are missing or cut short are run, and no others; coordinates and
+        metadata that were altered are written anew. Of shards only the sizes are compared,
+        because reading terabytes would take as long as writing them: one that was altered in
+        place raises when it is read, and :func:`vitxr.verify`, with ``reset=True``, takes its
+        unit back.
     batch_size
         Frames a forward pass takes, or ``"auto"``.
     client

@@ -225,7 +225,7 @@ def save(result: Result, path: str | Path) -> Path:
     result
         A DataArray, Dataset or DataTree; multi-indexes are allowed.
     path
-        New path ending in ``.nc`` (netCDF-4) or ``.zarr`` (Zarr v3).
+        New path ending in ``.nc`` (netCDF-4) or ``.zarr`` (Zarr v3); a local one.
 
     Returns
     -------
@@ -237,9 +237,14 @@ def save(result: Result, path: str | Path) -> Path:
     StoreError
         If the path exists.
     ArgumentError
-        If the ending is another.
+        If the ending is another, or the path is a URL.
     """
-    path = Path(path)
+    folder = Location(path).folder
+    if folder is None:
+        raise ArgumentError(
+            f"path={str(path)!r} is a URL: expected a local path. Save there, and copy the file."
+        )
+    path = folder
     if path.suffix not in (".nc", ".zarr"):
         raise ArgumentError(f"path={str(path)!r}: expected a name ending in .nc or .zarr.")
     if path.exists():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -50,11 +51,18 @@ class Location:
     Raises
     ------
     StoreError
-        If fsspec does not know the URL's protocol, or lacks the package for it.
+        If fsspec does not know the URL's protocol, or lacks the package for it; or if the path
+        looks like a URL that has lost a slash.
     """
 
     def __init__(self, path: str | Path):
         self.path = os.fspath(path)
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)", self.path):
+            raise StoreError(
+                f"{self.path!r} looks like a URL with one slash of two, and would be a folder. "
+                "Write the URL as text with both, as in 's3://bucket/run.zarr' (pathlib.Path makes "
+                f"one of them), or the folder as {'./' + self.path!r}."
+            )
         protocol, _, rest = self.path.partition("://")
         if protocol == "file":
             self.path, rest = rest, ""

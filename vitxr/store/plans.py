@@ -6,6 +6,7 @@ read, checked, and compared: with the run that is asked for, and with the metada
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -303,17 +304,74 @@ def find(location: Location, fingerprint: Mapping[str, Any], resume: bool) -> di
     return plan
 
 
-def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> Sequence[str]:
-    """List where two fingerprints differ, one readable line each."""
-    out = []
+#: Parts of a fingerprint that follow from others.
+_DERIVED = {"images_per_unit", "rows_per_unit"}
+#: Characters of a value that a message shows.
+_SHOWN = 80
+
+
+def differences(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """List where two fingerprints differ, one readable line each.
+
+    What follows from other parts is listed only where these are the same.
+
+    Examples
+    --------
+    >>> differences({"layers": [0, 1], "rows_per_unit": 3}, {"layers": [0], "rows_per_unit": 5})
+    ['layers: [0, 1] -> [0]']
+    >>> differences({"coordinates": {"label": "3f2a", "layer": "77b0"}},
+    ...             {"coordinates": {"label": "e01c", "layer": "77b0"}})
+    ['coordinates: other values of label']
+    """
+    out = {}
     for key in sorted(set(stored) | set(asked)):
         # Through JSON: what was stored has no tuples or NumPy scalars any more.
         a, b = (json.loads(json.dumps(f.get(key, "absent"))) for f in (stored, asked))
         if a != b:
-            out.append(f"{key}: {_short(a)} -> {_short(b)}")
-    return out
+            out[key] = _difference(key, a, b)
+    shown = set(out) - _DERIVED or set(out)
+    return [line for key, lines in out.items() if key in shown for line in lines]
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:60] + f"... ({len(text)} characters)"
+def _difference(key: str, a: Any, b: Any) -> list[str]:
+    """Say where two values differ."""
+    a, b = _opened(a), _opened(b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        changed = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
+        if key == "coordinates":  # of which there are hashes only
+            return [f"coordinates: other values of {', '.join(changed)}"]
+        return [
+            line
+            for k in changed
+            for line in _difference(f"{key}.{k}", a.get(k, "absent"), b.get(k, "absent"))
+        ]
+    first, second = json.dumps(a), json.dumps(b)
+    if max(len(first), len(second)) <= _SHOWN:
+        return [f"{key}: {first} -> {second}"]
+    if isinstance(a, list) and isinstance(b, list) and a and b:
+        at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
+        count = "" if len(a) == len(b) else f"{len(a)} values -> {len(b)} values"
+        if at is None:
+            return [f"{key}: {count}, which begin alike"]
+        (line,) = _difference(f"{key}[{at}]", a[at], b[at])[:1]
+        return [f"{key}: {count}, the first that differ: {line}" if count else line]
+    same = next((i for i, (x, y) in enumerate(zip(first, second, strict=False)) if x != y), 0)
+    return [f"{key}: {_short(first, same)} -> {_short(second, same)}"]
+
+
+def _opened(value: Any) -> Any:
+    """Give what JSON text holds, as that of the preprocessing's settings."""
+    if isinstance(value, str) and value.startswith("{"):
+        with contextlib.suppress(ValueError):
+            return json.loads(value)
+    return value
+
+
+def _short(text: str, same: int) -> str:
+    """Show a long text from a little before the place where it differs from another."""
+    if len(text) <= _SHOWN:
+        return text
+    start = max(same - 20, 0)
+    part = text[start : start + _SHOWN - 20]
+    dots = "..." if start + len(part) < len(text) else ""
+    return f"{'...' * (start > 0)}{part}{dots} ({len(text)} characters)"

@@ -212,6 +212,9 @@ def lazy(location: Location, shards: Shards, written: Array | None) -> Any:
     return da.from_array(
         ShardedArray(location, shards, written),
         chunks=tuple(sizes.values()),
+        # A name of its own each time: one made of the plan would let a cache take what a unit
+        # held before it was written anew for what it holds now, and one made of all records
+        # would mean reading them all.
         name=False,
         asarray=False,
         meta=np.empty((0,) * len(sizes), shards.dtype),
