@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitxr.factor.blocks import Pool, Share, block_rows, row_blocks, shares
+from vitxr.factor.blocks import Pool, block_rows
 from vitxr.factor.kernels import contract, hals_update, khatri_rao
+from vitxr.factor.rows import Holder, LocalRows, Pass
 
 __all__ = ["Compressed", "Model", "iterate"]
 
@@ -30,7 +31,8 @@ class Model:
     ----------
     factors
         Component-major, ``(rank, n)``, in the order of the modes of the tensor that is walked
-        over: the first in the dtype of the data, the others float64.
+        over: the first in the dtype of the data, the others float64. While the model is iterated
+        its first factor is elsewhere, and comes back when it has ended.
     history
         Relative residual after each iteration.
     converged
@@ -120,7 +122,6 @@ def iterate(
     compressed = x if isinstance(x, Compressed) else None
     data = x if compressed is None else compressed.rows
     rows = rows or block_rows(data.shape, data.dtype.itemsize)
-    walk = shares(data, rows, pool.threads)
     active = [m for m in models if len(m.history) < max_iter and not m.converged]
     # Models of one rank side by side: the small modes of all of them are updated in common.
     active.sort(key=lambda m: m.rank)
@@ -128,22 +129,25 @@ def iterate(
         return
     modes = len(active[0].factors)
     floor = FLOOR * min(1.0, norm ** (2 * (modes - 1) / modes))
-    state = _State(active, compressed)
+    state = _State(active, compressed, LocalRows(data, rows, pool), np.dtype(data.dtype))
     if early and not active[0].compressed_iterations:
-        state.accumulate(data, walk, rows, pool, None)
+        state.accumulate(pool, None)
         state.update(range(modes - early, modes), floor, pool)
     while active:
-        state.accumulate(data, walk, rows, pool, floor)
+        state.accumulate(pool, floor)
         state.update(range(1, modes - early), floor, pool)
         residuals = state.residuals(norm)
-        for model, residual in zip(active, residuals, strict=True):
+        keep = []
+        for i, (model, residual) in enumerate(zip(active, residuals, strict=True)):
             history = model.history
             history.append(residual)
             seen = len(history) - model.compressed_iterations
             model.converged = seen > 1 and history[-2] - history[-1] < tol
+            keep.append(not model.converged and len(history) < max_iter)
+            if not keep[-1]:
+                state.finish(i)  # before the call: it may raise
             if after is not None:
                 after(model)
-        keep = [not m.converged and len(m.history) < max_iter for m in active]
         if not all(keep):
             state.drop(keep)
             active = state.models
@@ -152,39 +156,37 @@ def iterate(
 
 
 class _State:
-    """What the unfinished models share in an iteration: stacked factors, products, Grams."""
+    """What the unfinished models share in an iteration: products, Grams, the holder of rows.
 
-    def __init__(self, models: list[Model], compressed: Compressed | None):
+    While a model is here its first factor is with the holder.
+    """
+
+    def __init__(
+        self, models: list[Model], compressed: Compressed | None, holder: Holder, dtype: Any
+    ):
         self.models, self.compressed = models, compressed
+        self.holder, self.dtype = holder, dtype
         self.grams = [
             [np.asarray(f, np.float64) @ np.asarray(f.T, np.float64) for f in m.factors]
             for m in models
         ]
         self.products: list[Array] = []
         self.inner = [0.0] * len(models)
-        self._stack()
+        holder.take(np.concatenate([m.factors[0] for m in models]))
 
-    def _stack(self) -> None:
-        """Put the first factors into one array, of which those of the models are views."""
-        self.long = np.concatenate([m.factors[0] for m in self.models])
-        for model, where in zip(self.models, self._slices(), strict=True):
-            model.factors[0] = self.long[where]
-
-    def _slices(self) -> list[slice]:
-        edges = np.cumsum([0, *(m.rank for m in self.models)]).tolist()
-        return [slice(a, b) for a, b in itertools.pairwise(edges)]
+    def finish(self, number: int) -> None:
+        """Give a model its first factor."""
+        start = sum(m.rank for m in self.models[:number])
+        model = self.models[number]
+        model.factors[0] = self.holder.give(slice(start, start + model.rank))
 
     def drop(self, keep: list[bool]) -> None:
-        """Take models out, and give them a first factor of their own."""
-        for model, stays in zip(self.models, keep, strict=True):
-            if not stays:
-                model.factors[0] = model.factors[0].copy()
+        """Take models out."""
+        self.holder.keep(np.repeat(keep, [m.rank for m in self.models]))
         self.models = list(itertools.compress(self.models, keep))
         self.grams = list(itertools.compress(self.grams, keep))
         self.products = list(itertools.compress(self.products, keep))
         self.inner = list(itertools.compress(self.inner, keep))
-        if self.models:
-            self._stack()
 
     def _sides(self, model: Model) -> list[Array]:
         """Factors of all modes but the first, in the bases of a compressed tensor."""
@@ -193,51 +195,24 @@ class _State:
         sides = zip(model.factors[1:], self.compressed.sides, strict=True)
         return [f if basis is None else f @ basis for f, basis in sides]
 
-    def accumulate(
-        self, data: Any, walk: list[Share], rows: int, pool: Pool, floor: float | None
-    ) -> None:
+    def accumulate(self, pool: Pool, floor: float | None) -> None:
         """One pass over the tensor: update the first mode (unless there is no floor), then Y."""
-        dtype, slices = np.dtype(data.dtype), self._slices()
         sides = [self._sides(m) for m in self.models]
         core = None if self.compressed is None else self.compressed.core
-        lead = np.concatenate(_each(pool, lambda s: khatri_rao(s).astype(dtype), sides))
+        lead = np.concatenate(_each(pool, lambda s: khatri_rao(s).astype(self.dtype), sides))
         if core is not None:
             lead = _by_columns(pool, lambda part: lead @ core[part].T, len(core))
-        grams = [np.prod(g[1:], axis=0) for g in self.grams]
-        long = self.long
-
-        def work(share: Share) -> tuple[Array, list[Array], Array]:
-            y = np.zeros(lead.shape)
-            product = np.empty(lead.shape, dtype)
-            squares = [np.zeros_like(g) for g in grams]
-            inner = np.zeros(len(slices))
-            for where, block in row_blocks(data, rows, share):
-                tile = np.ascontiguousarray(long[:, where])
-                if floor is not None:
-                    mttkrp = lead @ block.T
-                    with pool.turn:
-                        for i, part in enumerate(slices):
-                            hals_update(tile[part], mttkrp[part], grams[i], floor)
-                    for i, part in enumerate(slices):
-                        own = tile[part].astype(np.float64)
-                        squares[i] += own @ own.T
-                        inner[i] += np.vdot(own, mttkrp[part])
-                    long[:, where] = tile
-                y += np.matmul(tile, block, out=product)
-            return y, squares, inner
-
-        parts = pool.map(work, walk)
-        y = parts[0][0]
-        for part in parts[1:]:
-            y += part[0]
+        task = Pass(lead, [np.prod(g[1:], axis=0) for g in self.grams], floor)
+        sums = self.holder.run(task)
+        y = sums.y
         if core is not None:
-            small = y.astype(dtype)
+            small = y.astype(self.dtype)
             y = _by_columns(pool, lambda part: small @ core[:, part], core.shape[1])
-        self.products = [y[where] for where in slices]
-        for i in range(len(slices)):
-            if floor is not None:
-                self.grams[i][0] = sum(part[1][i] for part in parts)
-                self.inner[i] = float(sum(part[2][i] for part in parts))
+        self.products = [y[where] for where in task.models]
+        if floor is not None:
+            self.inner = sums.inner.tolist()
+            for gram, squares in zip(self.grams, sums.squares, strict=True):
+                gram[0] = squares
 
     def update(self, modes: range, floor: float, pool: Pool) -> None:
         """Update other modes from Y, models of one rank in common."""

@@ -181,7 +181,7 @@ def fit_models(
     """Fit several models at a time, each from its own start: see :func:`ncp_hals`.
 
     A KeyboardInterrupt ends the fit: models that have converged are whole, the others are marked
-    ``interrupted`` and hold the factors they had.
+    ``interrupted``, and their factors belong to different iterations.
 
     Parameters
     ----------

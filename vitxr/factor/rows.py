@@ -1,0 +1,168 @@
+"""Holders of rows: what is done, in one pass over the tensor, with the rows of the first mode."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from vitxr.factor.blocks import Pool, Share, row_blocks, shares
+from vitxr.factor.kernels import hals_update
+
+__all__ = ["Holder", "LocalRows", "Pass", "Sums", "sweep"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What every holder of rows is told before a pass over the tensor.
+
+    Attributes
+    ----------
+    lead
+        Khatri-Rao products of the other modes, those of all models below one another:
+        ``(columns, product of the other modes)``, in the dtype of the data.
+    grams
+        For each model the product of the other modes' Gram matrices, ``(rank, rank)``, float64.
+    floor
+        Smallest divisor of an update; None leaves the first factors as they are.
+    """
+
+    lead: Array
+    grams: Sequence[Array]
+    floor: float | None
+
+    @property
+    def models(self) -> list[slice]:
+        """The columns of each model."""
+        edges = np.cumsum([0, *(len(g) for g in self.grams)]).tolist()
+        return [slice(a, b) for a, b in itertools.pairwise(edges)]
+
+
+@dataclass
+class Sums:
+    """What a holder adds up over its rows, float64.
+
+    Attributes
+    ----------
+    y
+        ``A^T X``, of all models below one another: ``(columns, product of the other modes)``.
+    squares
+        For each model the Gram matrix of its first factor; of zeros where nothing was updated.
+    inner
+        For each model ``<X, M>``; zero where nothing was updated.
+    """
+
+    y: Array
+    squares: list[Array]
+    inner: Array
+
+    def __iadd__(self, other: Sums) -> Sums:
+        self.y += other.y
+        for mine, theirs in zip(self.squares, other.squares, strict=True):
+            mine += theirs
+        self.inner += other.inner
+        return self
+
+
+class Holder(Protocol):
+    """Keeps rows of the tensor, and the same rows of the first factors of all active models.
+
+    There are holders of an array in this process, on a device, and on the workers of a cluster.
+    Between passes nothing but :class:`Pass` and :class:`Sums` goes in and out.
+    """
+
+    def take(self, factor: Array) -> None:
+        """Take over first factors, those of all models below one another, ``(columns, n)``."""
+
+    def run(self, task: Pass) -> Sums:
+        """Make one pass over the tensor."""
+
+    def give(self, columns: slice) -> Array:
+        """Return first factors, a copy."""
+
+    def keep(self, columns: Array) -> None:
+        """Go on with some of the columns, a mask."""
+
+
+class LocalRows:
+    """Threads over blocks of one array, NumPy or Dask, the mode to walk over in front."""
+
+    def __init__(self, data: Any, rows: int, pool: Pool):
+        self._data, self._rows, self._pool = data, rows, pool
+        self._walk = shares(data, rows, pool.threads)
+        self._factor: Array = np.empty((0, data.shape[0]), data.dtype)
+
+    def take(self, factor: Array) -> None:
+        """Take over first factors."""
+        self._factor = factor
+
+    def give(self, columns: slice) -> Array:
+        """Return first factors, a copy."""
+        return self._factor[columns].copy()
+
+    def keep(self, columns: Array) -> None:
+        """Go on with some of the columns, a mask."""
+        self._factor = self._factor[columns]
+
+    def run(self, task: Pass) -> Sums:
+        """Make one pass over the tensor."""
+
+        def work(share: Share) -> Sums:
+            blocks = row_blocks(self._data, self._rows, share)
+            return sweep(blocks, self._factor, task, self._pool.turn)
+
+        total, *others = self._pool.map(work, self._walk)
+        for part in others:
+            total += part
+        return total
+
+
+def sweep(
+    blocks: Iterable[tuple[slice, Array]],
+    factor: Array,
+    task: Pass,
+    turn: AbstractContextManager[Any],
+) -> Sums:
+    """Update the rows of the first factors that belong to blocks, and sum up.
+
+    For a block ``X_b``, the columns of all models side by side: ``M_b = X_b KR(B, C, ...)`` and
+    HALS on those rows of every ``A``, then ``Y += A_b^T X_b``.
+
+    Parameters
+    ----------
+    blocks
+        Rows, and the block ``(rows, product of the other modes)``.
+    factor
+        First factors of all models below one another, ``(columns, n)``; overwritten at the rows
+        of the blocks.
+    task
+        What is the same for all holders.
+    turn
+        Held while HALS runs: its many short calls would have threads wait for the interpreter.
+    """
+    dtype, models = factor.dtype, task.models
+    out = Sums(
+        np.zeros(task.lead.shape), [np.zeros_like(g) for g in task.grams], np.zeros(len(models))
+    )
+    product = np.empty(task.lead.shape, dtype)
+    for where, block in blocks:
+        tile = np.ascontiguousarray(factor[:, where])
+        if task.floor is not None:
+            mttkrp = task.lead @ block.T
+            with turn:
+                for part, gram in zip(models, task.grams, strict=True):
+                    hals_update(tile[part], mttkrp[part], gram, task.floor)
+            for i, part in enumerate(models):
+                own = tile[part].astype(np.float64)
+                out.squares[i] += own @ own.T
+                out.inner[i] += np.vdot(own, mttkrp[part])
+            factor[:, where] = tile
+        out.y += np.matmul(tile, block, out=product)
+    return out
