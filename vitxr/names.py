@@ -174,6 +174,12 @@ VARIABLES: dict[str, Variable] = {
     "objective_history": _v(
         ("iteration", "replicate iteration"), "1", "relative residual after each iteration", "f"
     ),
+    "penalized_objective_history": _v(
+        ("iteration", "replicate iteration"),
+        "1",
+        "sqrt(objective^2 + 2 penalty) after each iteration",
+        "f",
+    ),
     "converged": _v(("", "replicate", "rank replicate"), "", "stopped by the tolerance", "b"),
     "similarity": _v(("replicate", "rank replicate"), "1", "similarity to the best replicate", "f"),
     "iterations": _v(("", "replicate", "rank replicate"), "1", "iterations done", "iu"),

@@ -16,6 +16,7 @@ import xarray as xr
 
 from vitxr.errors import ArgumentError, DataError
 from vitxr.factor import blocks
+from vitxr.factor.rules import Rules, read_rules
 
 __all__ = [
     "METHODS",
@@ -56,6 +57,9 @@ METHODS: dict[str, Method] = {
 
 #: A Dask tensor of at most this many bytes is read into memory once; a larger one in each pass.
 IN_MEMORY_BYTES = 2 << 30
+
+#: Options of "ncp_hals".
+OPTIONS = ("compress", "start", "fixed", "nonnegative", "sparsity")
 
 #: Options of tensorly's functions that are not passed on, and why.
 RESERVED = {
@@ -102,11 +106,12 @@ TAKEN = ("component", "iteration", "rank", "replicate", "pc")
 
 @dataclass(frozen=True)
 class Tensor:
-    """A checked tensor: float data (NumPy, C-contiguous, or Dask) and its norm."""
+    """A checked tensor: float data (NumPy, C-contiguous, or Dask), norm, rules for its factors."""
 
     labelled: xr.DataArray
     data: Any
     norm: float
+    rules: Rules
 
 
 def check_arguments(
@@ -130,10 +135,11 @@ def check_arguments(
     if not is_int(max_iter) or max_iter < 1:
         raise ArgumentError(f"max_iter is {max_iter!r}; expected an integer of 1 or more.")
     if ours:
-        other = [name for name in options if name != "compress"]
+        other = [name for name in options if name not in OPTIONS]
         if other:
             raise ArgumentError(
-                f"ncp_hals has no option {', '.join(other)}: leave it out; it has: compress."
+                f"ncp_hals has no option {', '.join(other)}: leave it out; it has: "
+                f"{', '.join(OPTIONS)}."
             )
         if options.get("compress") not in (None, True, False):
             raise ArgumentError(
@@ -176,6 +182,7 @@ def check_labels(t: xr.DataArray) -> None:
         raise DataError(f"the tensor is empty ({sizes}); select at least one of each.")
     made = {f"{d}_{end}" for d in dims for end in ("factor", "component")}
     made |= {*TAKEN, "weight", "core", "objective", "objective_history", "converged"}
+    made |= {"penalized_objective_history"}
     made |= {"iterations", "compressed_iterations", "seconds", "seed", "similarity"}
     made |= {"factor_match_score", "failed", "dead_components"}
     clash = sorted(made & {*dims, *map(str, t.coords)})
@@ -221,9 +228,18 @@ def check_rank(t: xr.DataArray, rank: int | Sequence[int], method: str) -> tuple
 
 def prepare(t: xr.DataArray, method: str, options: dict[str, Any]) -> Tensor:
     """Convert a tensor, check its values in one pass, and measure its norm."""
+    rules = Rules.plain(t.ndim)
     nonnegative = METHODS[method].nonnegative
     if method == "constrained_parafac":
         nonnegative = bool(options.get("non_negative"))
+    elif method == "ncp_hals":
+        rules = read_rules(t, options)
+        nonnegative = all(rules.nonnegative)
+        if options.get("compress") and not rules.is_plain:
+            raise ArgumentError(
+                "compress is True, and a compressed tensor is for plain nonnegative CP: leave it "
+                "out, or nonnegative, fixed and sparsity."
+            )
     small = t.dtype.itemsize <= 2 or t.dtype == np.float32
     data = t.data.astype(np.float32 if small else np.float64, copy=False)
     lazy = t.chunks is not None
@@ -243,6 +259,8 @@ def prepare(t: xr.DataArray, method: str, options: dict[str, Any]) -> Tensor:
             )
         if nonnegative and block.min() < 0:
             remedy = "rectify the tensor, or use parafac or tucker"
+            if method == "ncp_hals":
+                remedy += ", or name the dimensions to be kept nonnegative, if any: nonnegative=()"
             remedy = f"{method} cannot fit it: {remedy}"
             _refuse(t, mode, where.start, block < 0, block, "negative", remedy)
         square += part
@@ -258,7 +276,7 @@ def prepare(t: xr.DataArray, method: str, options: dict[str, Any]) -> Tensor:
             f"the root mean square of the tensor is {size:.3g}; {data.dtype} fits need "
             f"{low:g} to {high:g}: divide the tensor by that number."
         )
-    return Tensor(t, data, math.sqrt(square))
+    return Tensor(t, data, math.sqrt(square), rules)
 
 
 def tensorly_function(method: str) -> Callable[..., Any]:

@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vitxr.factor.blocks import Pool, block_rows
-from vitxr.factor.kernels import contract, hals_update, khatri_rao
+from vitxr.factor.kernels import contract, hals_update, khatri_rao, l1_penalty, l1_terms
 from vitxr.factor.rows import Holder, LocalRows, Pass
+from vitxr.factor.rules import Rules
 
 __all__ = ["Compressed", "Model", "iterate"]
 
@@ -35,6 +36,8 @@ class Model:
         its first factor is elsewhere, and comes back when it has ended.
     history
         Relative residual after each iteration.
+    penalized
+        ``sqrt(residual^2 + 2 penalty)`` after each iteration, where there is a penalty.
     converged
         Whether the tolerance ended the fit.
     compressed_iterations
@@ -44,6 +47,7 @@ class Model:
 
     factors: list[Array]
     history: list[float] = field(default_factory=list)
+    penalized: list[float] = field(default_factory=list)
     converged: bool = False
     compressed_iterations: int = 0
 
@@ -80,6 +84,7 @@ def iterate(
     tol: float,
     max_iter: int,
     pool: Pool,
+    rules: Rules | None = None,
     early: int = 0,
     rows: int | None = None,
     after: Callable[[Model], object] | None = None,
@@ -105,10 +110,13 @@ def iterate(
         Norm of the tensor, of which the history has its unit.
     tol, max_iter
         The fit of a model ends when its objective falls by less than ``tol``, a rise included,
-        or with its iteration ``max_iter``.
+        or with its iteration ``max_iter``. With a penalty it is ``penalized`` that counts.
     pool
         Threads over blocks. Sums over blocks are taken in an order that depends on their number
         only.
+    rules
+        What is asked of the factors, in the order of the modes of ``x``; by default that they are
+        nonnegative.
     early
         How many of the last modes come before the first one in an iteration: where the mode in
         front is not the first of the notebook's. They are updated once before the first pass,
@@ -128,22 +136,18 @@ def iterate(
     if not active:
         return
     modes = len(active[0].factors)
-    floor = FLOOR * min(1.0, norm ** (2 * (modes - 1) / modes))
-    state = _State(active, compressed, LocalRows(data, rows, pool), np.dtype(data.dtype))
+    holder = LocalRows(data, rows, pool)
+    rules = rules or Rules.plain(modes)
+    state = _State(active, compressed, holder, np.dtype(data.dtype), rules, norm)
     if early and not active[0].compressed_iterations:
-        state.accumulate(pool, None)
-        state.update(range(modes - early, modes), floor, pool)
+        state.accumulate(pool, update=False)
+        state.update(range(modes - early, modes), pool)
     while active:
-        state.accumulate(pool, floor)
-        state.update(range(1, modes - early), floor, pool)
-        residuals = state.residuals(norm)
+        state.accumulate(pool)
+        state.update(range(1, modes - early), pool)
         keep = []
-        for i, (model, residual) in enumerate(zip(active, residuals, strict=True)):
-            history = model.history
-            history.append(residual)
-            seen = len(history) - model.compressed_iterations
-            model.converged = seen > 1 and history[-2] - history[-1] < tol
-            keep.append(not model.converged and len(history) < max_iter)
+        for i, (model, residual) in enumerate(zip(active, state.residuals(), strict=True)):
+            keep.append(not _ends(model, residual, state.penalty(i), tol, max_iter))
             if not keep[-1]:
                 state.finish(i)  # before the call: it may raise
             if after is not None:
@@ -152,7 +156,19 @@ def iterate(
             state.drop(keep)
             active = state.models
         if early and active:
-            state.update(range(modes - early, modes), floor, pool)
+            state.update(range(modes - early, modes), pool)
+
+
+def _ends(model: Model, residual: float, penalty: float | None, tol: float, max_iter: int) -> bool:
+    """Note the residual after an iteration; return whether it was the last."""
+    model.history.append(residual)
+    counts = model.history
+    if penalty is not None:
+        model.penalized.append(math.sqrt(residual**2 + 2 * penalty))
+        counts = model.penalized
+    seen = len(counts) - model.compressed_iterations
+    model.converged = seen > 1 and counts[-2] - counts[-1] < tol
+    return model.converged or len(counts) >= max_iter
 
 
 class _State:
@@ -162,14 +178,23 @@ class _State:
     """
 
     def __init__(
-        self, models: list[Model], compressed: Compressed | None, holder: Holder, dtype: Any
+        self,
+        models: list[Model],
+        compressed: Compressed | None,
+        holder: Holder,
+        dtype: Any,
+        rules: Rules,
+        norm: float,
     ):
         self.models, self.compressed = models, compressed
-        self.holder, self.dtype = holder, dtype
+        self.holder, self.dtype, self.rules, self.norm = holder, dtype, rules, norm
+        modes = len(models[0].factors)
+        self.floor = FLOOR * min(1.0, norm ** (2 * (modes - 1) / modes))
         self.grams = [
             [np.asarray(f, np.float64) @ np.asarray(f.T, np.float64) for f in m.factors]
             for m in models
         ]
+        self.totals = [[f.sum(axis=1, dtype=np.float64) for f in m.factors] for m in models]
         self.products: list[Array] = []
         self.inner = [0.0] * len(models)
         holder.take(np.concatenate([m.factors[0] for m in models]))
@@ -185,6 +210,7 @@ class _State:
         self.holder.keep(np.repeat(keep, [m.rank for m in self.models]))
         self.models = list(itertools.compress(self.models, keep))
         self.grams = list(itertools.compress(self.grams, keep))
+        self.totals = list(itertools.compress(self.totals, keep))
         self.products = list(itertools.compress(self.products, keep))
         self.inner = list(itertools.compress(self.inner, keep))
 
@@ -195,35 +221,55 @@ class _State:
         sides = zip(model.factors[1:], self.compressed.sides, strict=True)
         return [f if basis is None else f @ basis for f, basis in sides]
 
-    def accumulate(self, pool: Pool, floor: float | None) -> None:
-        """One pass over the tensor: update the first mode (unless there is no floor), then Y."""
+    def accumulate(self, pool: Pool, update: bool = True) -> None:
+        """One pass over the tensor: update the first mode (unless told not to), then Y."""
+        fixed = self.rules.fixed[0]
         sides = [self._sides(m) for m in self.models]
+        if fixed and self.products:  # Y stays as it is
+            self._inner_of(sides)
+            return
         core = None if self.compressed is None else self.compressed.core
         lead = np.concatenate(_each(pool, lambda s: khatri_rao(s).astype(self.dtype), sides))
         if core is not None:
             lead = _by_columns(pool, lambda part: lead @ core[part].T, len(core))
-        task = Pass(lead, [np.prod(g[1:], axis=0) for g in self.grams], floor)
+        update = update and not fixed
+        linear, ridge = zip(*(self._terms(i, 0) for i in range(len(self.models))), strict=True)
+        task = Pass(
+            lead,
+            [np.prod(g[1:], axis=0) + np.diag(d) for g, d in zip(self.grams, ridge, strict=True)],
+            self.floor if update else None,
+            self.rules.nonnegative[0],
+            np.concatenate(linear).astype(self.dtype)[:, None] if self.rules.sparsity[0] else None,
+        )
         sums = self.holder.run(task)
         y = sums.y
         if core is not None:
             small = y.astype(self.dtype)
             y = _by_columns(pool, lambda part: small @ core[:, part], core.shape[1])
         self.products = [y[where] for where in task.models]
-        if floor is not None:
+        if update:
             self.inner = sums.inner.tolist()
-            for gram, squares in zip(self.grams, sums.squares, strict=True):
-                gram[0] = squares
+            for i, where in enumerate(task.models):
+                self.grams[i][0], self.totals[i][0] = sums.squares[i], sums.totals[where]
+        elif fixed:
+            self._inner_of(sides)
 
-    def update(self, modes: range, floor: float, pool: Pool) -> None:
+    def _inner_of(self, sides: list[list[Array]]) -> None:
+        """Take ``<X, M>`` from Y."""
+        pairs = zip(self.products, sides, strict=True)
+        self.inner = [float(np.vdot(y, khatri_rao(s))) for y, s in pairs]
+
+    def update(self, modes: range, pool: Pool) -> None:
         """Update other modes from Y, models of one rank in common."""
         ranks = [m.rank for m in self.models]
         groups = [
             [i for i, _ in group]
             for _, group in itertools.groupby(enumerate(ranks), key=lambda pair: pair[1])
         ]
-        _each(pool, lambda group: self._update_group(group, modes, floor), groups)
+        free = [mode for mode in modes if not self.rules.fixed[mode]]
+        _each(pool, lambda group: self._update_group(group, free), groups)
 
-    def _update_group(self, group: list[int], modes: range, floor: float) -> None:
+    def _update_group(self, group: list[int], modes: list[int]) -> None:
         sides = [self._sides(self.models[i]) for i in group]
         for mode in modes:
             basis = None if self.compressed is None else self.compressed.sides[mode - 1]
@@ -239,21 +285,46 @@ class _State:
             )
             if basis is not None:
                 mttkrp = mttkrp @ basis.T
+            target = mttkrp
+            if any(self.rules.sparsity):
+                linear, ridge = np.swapaxes([self._terms(i, mode) for i in group], 0, 1)
+                target = mttkrp - linear[:, :, None]
+                grams += ridge[:, :, None] * np.eye(len(ridge[0]))
             factors = np.array([self.models[i].factors[mode] for i in group])
-            hals_update(factors, mttkrp, grams, floor)
+            hals_update(factors, target, grams, self.floor, self.rules.nonnegative[mode])
             for j, i in enumerate(group):
                 factor = factors[j]
                 self.models[i].factors[mode] = factor
                 self.grams[i][mode] = factor @ factor.T
+                self.totals[i][mode] = factor.sum(axis=1)
                 self.inner[i] = float(np.vdot(factor, mttkrp[j]))
                 sides[j][mode - 1] = factor if basis is None else factor @ basis
 
-    def residuals(self, norm: float) -> list[float]:
+    def _columns(self, number: int) -> tuple[Array, Array, Array]:
+        """Weights of the penalty, lengths and sums of the columns of a model's factors."""
+        lengths = np.sqrt([np.diagonal(gram) for gram in self.grams[number]])
+        return np.array(self.rules.sparsity), lengths, np.array(self.totals[number])
+
+    def _terms(self, number: int, mode: int) -> tuple[Array, Array]:
+        """What the penalty does to the update of a mode."""
+        if not any(self.rules.sparsity):
+            rank = self.models[number].rank
+            return np.zeros(rank), np.zeros(rank)
+        weights, lengths, totals = self._columns(number)
+        return l1_terms(self.norm * weights, lengths, totals, mode)
+
+    def penalty(self, number: int) -> float | None:
+        """Penalty of a model, of the tensor divided by its norm; None without one."""
+        if not any(self.rules.sparsity):
+            return None
+        return l1_penalty(*self._columns(number)) / self.norm
+
+    def residuals(self) -> list[float]:
         """Relative residuals, from the product of the mode that was updated last."""
         out = []
         for inner, grams in zip(self.inner, self.grams, strict=True):
-            square = norm**2 - 2 * inner + float(np.prod(grams, axis=0).sum())
-            out.append(math.sqrt(max(square, 0.0)) / norm)  # rounding may leave -1e-17
+            square = self.norm**2 - 2 * inner + float(np.prod(grams, axis=0).sum())
+            out.append(math.sqrt(max(square, 0.0)) / self.norm)  # rounding may leave -1e-17
         return out
 
 

@@ -20,6 +20,7 @@ from vitxr.factor.blocks import Pool, blocked_mode, own_threads, rotate, squared
 from vitxr.factor.compress import TIGHTER, compress
 from vitxr.factor.engine import Model, iterate
 from vitxr.factor.kernels import random_start
+from vitxr.factor.rules import Rules
 
 __all__ = ["Fit", "fit_models", "ncp_hals", "random_start"]
 
@@ -50,6 +51,9 @@ class Fit:
         Wall time from the start of the fit, of all models, to the end of this one.
     interrupted
         Whether the fit was broken off before either.
+    penalized
+        ``sqrt(residual^2 + 2 penalty)`` after each iteration: what is minimised where the rules
+        ask for sparsity; empty elsewhere.
     """
 
     factors: tuple[Array, ...]
@@ -58,6 +62,7 @@ class Fit:
     compressed_iterations: int
     seconds: float
     interrupted: bool
+    penalized: Array
 
 
 def ncp_hals(
@@ -174,6 +179,7 @@ def fit_models(
     tol: float,
     max_iter: int,
     pool: Pool,
+    rules: Rules | None = None,
     compressed: bool = False,
     rows: int | None = None,
     callback: Callable[[int, int, float, bool], object] | None = None,
@@ -191,6 +197,8 @@ def fit_models(
         For each model its factors ``(n, rank)``; ranks may differ.
     pool
         Threads, from :func:`vitxr.factor.blocks.own_threads`.
+    rules
+        What is asked of the factors, by mode; by default that they are nonnegative.
     callback
         Called with the number of the model, its iteration, its objective, and whether that was
         the last, after each.
@@ -232,7 +240,11 @@ def fit_models(
             done = finishing and (model.converged or len(model.history) == max_iter)
             callback(number, len(model.history) - 1, model.history[-1], done)
 
+    rules = rules or Rules.plain(modes)
+    if compressed and not rules.is_plain:
+        raise ValueError(f"a compressed tensor is for plain nonnegative CP, not for {rules}")
     given: dict[str, Any] = {"norm": norm, "pool": pool, "early": early, "after": tell}
+    given["rules"] = rules.turned(early)
     interrupted = False
     try:
         small = compress(data, max(m.rank for m in models), pool) if compressed else None
@@ -257,6 +269,7 @@ def fit_models(
             model.compressed_iterations,
             spent,
             interrupted and not model.converged and len(model.history) < max_iter,
+            np.array(model.penalized),
         )
         for model, spent in zip(models, seconds, strict=True)
     ]

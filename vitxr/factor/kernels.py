@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["contract", "hals_update", "khatri_rao", "random_start"]
+__all__ = ["contract", "hals_update", "khatri_rao", "l1_penalty", "l1_terms", "random_start"]
 
 Array = npt.NDArray[Any]
 
+#: Length of a column below which a penalty takes it for this long.
+TINY = 1e-20
 #: Inner HALS sweeps over the components at each update of a mode.
 SWEEPS = 3
 #: Bytes of a (rank, n) array up to which a batch of models is swept in common: the work of such
@@ -80,15 +82,18 @@ def contract(y: Array, factors: Sequence[Array], keep: int) -> Array:
     return y.reshape(rank, size)
 
 
-def hals_update(factor: Array, mttkrp: Array, gram: Array, floor: float) -> None:
+def hals_update(
+    factor: Array, mttkrp: Array, gram: Array, floor: float, nonnegative: bool = True
+) -> None:
     """Update factors in place: three sweeps of HALS over their components.
 
     Component ``p`` of the factor ``a`` becomes ::
 
         a_p = max((m_p - sum_{q != p} g_pq a_q) / max(g_pp, floor), 0)
 
-    which lowers ``|X - M|`` as far as a change of ``a_p`` alone can. The rows of a factor do not
-    touch one another, so that any block of them may be updated by itself.
+    (without the maximum where the factor is not kept nonnegative), which lowers ``|X - M|`` as
+    far as a change of ``a_p`` alone can. The rows of a factor do not touch one another, so that
+    any block of them may be updated by itself.
 
     Parameters
     ----------
@@ -102,6 +107,8 @@ def hals_update(factor: Array, mttkrp: Array, gram: Array, floor: float) -> None
         ``(model, rank, rank)``, float64.
     floor
         Smallest divisor, for components that have died.
+    nonnegative
+        Whether negative entries become zero.
 
     References
     ----------
@@ -126,15 +133,15 @@ def hals_update(factor: Array, mttkrp: Array, gram: Array, floor: float) -> None
     others = others.astype(factor.dtype)
     sweeps = SWEEPS if rank > 1 else 1
     if factor.ndim == 2:
-        _sweep(factor, target, others, sweeps)
+        _sweep(factor, target, others, sweeps, nonnegative)
     elif factor[0].nbytes > BATCH_BYTES or len(factor) == 1:
         for one, its_target, its_others in zip(factor, target, others, strict=True):
-            _sweep(one, its_target, its_others, sweeps)
+            _sweep(one, its_target, its_others, sweeps, nonnegative)
     else:
-        _sweep_together(factor, target, others, sweeps)
+        _sweep_together(factor, target, others, sweeps, nonnegative)
 
 
-def _sweep(factor: Array, target: Array, others: Array, sweeps: int) -> None:
+def _sweep(factor: Array, target: Array, others: Array, sweeps: int, nonnegative: bool) -> None:
     """Sweep over the components of one model; what is in the loop is most of the time."""
     row, zero = np.empty_like(factor[0]), np.zeros_like(factor[0])
     steps = list(zip(others, target, factor, strict=True))
@@ -142,11 +149,16 @@ def _sweep(factor: Array, target: Array, others: Array, sweeps: int) -> None:
     for _ in range(sweeps):
         for weights, goal, component in steps:
             dot(weights, factor, row)
-            subtract(goal, row, row)
-            maximum(row, zero, out=component)
+            if nonnegative:
+                subtract(goal, row, row)
+                maximum(row, zero, out=component)
+            else:
+                subtract(goal, row, component)
 
 
-def _sweep_together(factor: Array, target: Array, others: Array, sweeps: int) -> None:
+def _sweep_together(
+    factor: Array, target: Array, others: Array, sweeps: int, nonnegative: bool
+) -> None:
     """Sweep over the components of several models, component ``p`` of all of them at a time."""
     row, zero = np.empty_like(factor[:, :1]), np.zeros_like(factor[:, :1])
     steps = [
@@ -157,8 +169,79 @@ def _sweep_together(factor: Array, target: Array, others: Array, sweeps: int) ->
     for _ in range(sweeps):
         for weights, goal, component in steps:
             matmul(weights, factor, row)
-            subtract(goal, row, row)
-            maximum(row, zero, out=component)
+            if nonnegative:
+                subtract(goal, row, row)
+                maximum(row, zero, out=component)
+            else:
+                subtract(goal, row, component)
+
+
+def l1_penalty(weights: Array, lengths: Array, totals: Array) -> float:
+    """L1 penalty of a nonnegative model: of each unit column, times its component's weight.
+
+    ``sum_m weight_m sum_r |a_mr|_1 prod_(k != m) |a_kr|_2``, which no change of scale between the
+    modes alters.
+
+    Parameters
+    ----------
+    weights
+        One for each mode.
+    lengths
+        Norms of the columns, ``(modes, rank)``.
+    totals
+        Sums of the columns, ``(modes, rank)``.
+
+    Examples
+    --------
+    >>> l1_penalty(np.array([0.5, 0.0]), np.array([[1.0], [2.0]]), np.array([[1.4], [9.0]]))
+    1.4
+    """
+    return sum(
+        float(weights[m] * np.vdot(totals[m], np.delete(lengths, m, axis=0).prod(axis=0)))
+        for m in np.flatnonzero(weights)
+    )
+
+
+def l1_terms(weights: Array, lengths: Array, totals: Array, mode: int) -> tuple[Array, Array]:
+    """What an L1 penalty does to the update of one mode.
+
+    As a function of a column ``a`` of that mode, :func:`l1_penalty` is
+    ``linear sum(a) + concave |a|``. Now ``|a|`` is at most ``|a|^2 / (2 l) + l / 2``, with equality
+    where ``l`` is the length of ``a`` before the update. So the update takes ``linear`` off the
+    products, adds ``concave / l`` to the diagonal of the Gram matrix, and the penalized objective
+    cannot rise.
+
+    Parameters
+    ----------
+    weights, lengths, totals
+        As for :func:`l1_penalty`.
+    mode
+        The mode that is to be updated.
+
+    Returns
+    -------
+    linear, diagonal
+        ``(rank,)`` each.
+
+    References
+    ----------
+    Hunter and Lange (2004), A tutorial on MM algorithms, The American Statistician 58, 30-37.
+
+    Examples
+    --------
+    >>> weights, lengths = np.array([0.5, 0.0]), np.array([[1.0], [2.0]])
+    >>> l1_terms(weights, lengths, np.array([[1.4], [9.0]]), mode=0)
+    (array([1.]), array([0.]))
+    >>> l1_terms(weights, lengths, np.array([[1.4], [9.0]]), mode=1)
+    (array([0.]), array([0.35]))
+    """
+    linear = weights[mode] * np.delete(lengths, mode, axis=0).prod(axis=0)
+    concave = np.zeros(lengths.shape[1])
+    for m in np.flatnonzero(weights):
+        if m != mode:
+            others = [k for k in range(len(lengths)) if k not in (m, mode)]
+            concave += weights[m] * totals[m] * lengths[others].prod(axis=0)
+    return linear, concave / np.maximum(lengths[mode], TINY)
 
 
 def random_start(shape: Sequence[int], rank: int, norm: float, seed: int) -> list[Array]:

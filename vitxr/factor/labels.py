@@ -28,7 +28,8 @@ Array = npt.NDArray[Any]
 class Found:
     """What a fit found: ``core`` (weights of a CP model), factors ``(n, rank)``, how it went.
 
-    A fit that broke down or was interrupted says so in ``failure``, and holds NaN.
+    ``penalized`` is the objective with its penalty after each iteration, where there is one. A
+    fit that broke down or was interrupted says so in ``failure``, and holds NaN.
     """
 
     core: Array
@@ -39,6 +40,7 @@ class Found:
     seed: int
     compressed_iterations: int = 0
     failure: str = ""
+    penalized: Array | None = None
 
 
 def label(
@@ -51,7 +53,12 @@ def label(
 ) -> list[xr.Dataset]:
     """Label models of one tensor; their objectives are computed in one pass over it."""
     cp = METHODS[method].form == "cp"
-    models = [(_ordered_cp if cp else _ordered_tucker)(one, tensor.data.dtype) for one in found]
+    dtype = tensor.data.dtype
+    signed = [m for m, kept in enumerate(tensor.rules.nonnegative) if not kept]
+    turned = signed[0] if signed else 0
+    models = [
+        _ordered_cp(one, dtype, turned) if cp else _ordered_tucker(one, dtype) for one in found
+    ]
     with own_threads() as pool:
         mode = blocked_mode(tensor.data) if cp else 0
         pairs = [_pair(core, units, mode) for core, units in models]
@@ -68,12 +75,12 @@ def label(
     ]
 
 
-def _ordered_cp(found: Found, dtype: Any) -> tuple[Array, list[Array]]:
-    """Weights in descending order and unit columns; a negative weight turns the first factor."""
+def _ordered_cp(found: Found, dtype: Any, turned: int) -> tuple[Array, list[Array]]:
+    """Weights in descending order and unit columns; a negative weight turns one factor."""
     scaled = [_unit_columns(f) for f in found.factors]
     units = [unit.astype(dtype) for unit, _ in scaled]
     weight = found.core * np.prod([scale for _, scale in scaled], axis=0)
-    units[0] *= np.where(weight < 0, -1, 1).astype(dtype)
+    units[turned] *= np.where(weight < 0, -1, 1).astype(dtype)
     order = np.argsort(-abs(weight), kind="stable")
     return abs(weight)[order], [u[:, order] for u in units]
 
@@ -127,6 +134,9 @@ def _dataset(
     ds["objective"] = objective
     ds["objective_history"] = ("iteration", np.asarray(found.history, np.float64))
     ds = ds.assign_coords(iteration=np.arange(len(found.history)))
+    if any(tensor.rules.sparsity):
+        penalized = np.empty(0) if found.penalized is None else found.penalized
+        ds["penalized_objective_history"] = ("iteration", penalized)
     ds["converged"] = bool(found.converged)
     ds["iterations"] = len(found.history)
     if method == "ncp_hals":
@@ -143,10 +153,18 @@ def _dataset(
         "rank": core.shape[0] if cp else list(core.shape),
         "tol": float(tol),
         "max_iter": int(max_iter),
-        "options": json.dumps(options, default=repr),
+        "options": json.dumps(options, default=_short),
         "versions": json.dumps(used),
     }
     return ds
+
+
+def _short(option: object) -> str:
+    """Say in a few words what an option was."""
+    if isinstance(option, xr.DataArray | xr.Dataset):
+        sizes = ", ".join(f"{dim}: {n}" for dim, n in option.sizes.items())
+        return f"{type(option).__name__} ({sizes})"
+    return repr(option)
 
 
 def _unit_columns(factor: Array) -> tuple[Array, Array]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from vitxr.errors import DataError
+from vitxr.errors import ArgumentError, DataError
 from vitxr.factor import hals
 from vitxr.factor.blocks import blocked_mode, own_threads
 from vitxr.factor.checks import (
@@ -25,6 +26,7 @@ from vitxr.factor.checks import (
 from vitxr.factor.compress import pays
 from vitxr.factor.kernels import random_start
 from vitxr.factor.labels import Found, label
+from vitxr.factor.rules import read_rules, start_factors
 
 __all__ = ["factorize", "fit"]
 
@@ -51,7 +53,7 @@ def factorize(
 
     - columns of factors have unit norm and their largest entry is positive; what that takes away
       is in ``weight`` or ``core`` (where the weight of an unconstrained CP component would be
-      negative, the factor of the first dimension changes sign instead);
+      negative, the factor of the first dimension that may have signs changes sign instead);
     - components are in the order of descending weight (of Tucker: of the norm of their slice of
       the core). A component that has died has weight 0 and at least one column of zeros;
     - ``objective`` is computed here, from the residual on the full tensor in float64.
@@ -71,10 +73,11 @@ def factorize(
         "ncp_hals" (:func:`vitxr.factor.hals.ncp_hals`, the original notebook's), or one of
         tensorly's functions by its own name: see :data:`METHODS`.
     random_state
-        Seed of the random start, an integer from 0 to 2**32 - 1. All CP methods start from
-        the same point for the same seed, :func:`vitxr.factor.kernels.random_start`; tensorly's
-        Tucker methods from tensorly's random start. tensorly's own default, a start by SVD,
-        ignores the seed; ``init="svd"`` asks for it.
+        Seed of the random start (unused where ``start`` is given), an integer from 0 to
+        2**32 - 1. All CP methods start from the same point for the same seed,
+        :func:`vitxr.factor.kernels.random_start`; tensorly's Tucker methods from tensorly's
+        random start. tensorly's own default, a start by SVD, ignores the seed; ``init="svd"``
+        asks for it.
     tol
         The fit ends when the objective falls by less than this in an iteration.
     max_iter
@@ -82,11 +85,22 @@ def factorize(
     progress
         Show a bar over iterations ("ncp_hals" only; tensorly's functions have none).
     **options
-        Of "ncp_hals" ``compress``: whether to iterate on a compressed tensor first, and finish on
-        the tensor itself (:mod:`vitxr.factor.compress`); by default where that is much less work.
         Of tensorly's methods further arguments. ``constrained_parafac`` is nonnegative unless
         constraints are given; ``randomised_parafac`` draws ``n_samples = 10 R log(R + 1)`` rows,
-        rounded up, unless told otherwise.
+        rounded up, unless told otherwise. Of "ncp_hals":
+
+        - ``nonnegative``, names of the dimensions whose factors are kept nonnegative: by default
+          all. Negative data are refused only then.
+        - ``start``, factors to start from in place of random ones: a CP Dataset of this form, of
+          the same dimensions, labels and rank. Its weights are shared out over the dimensions.
+        - ``fixed``, names of the dimensions whose factors stay as they are in ``start``.
+        - ``sparsity``, weights by dimension, ``{"neuron": 0.01}``, of an L1 penalty. Minimised is
+          then, of ``X`` and the model divided by ``|X|``,
+          ``|X - M|^2 / 2 + sum_r weight[r] sum_d sparsity[d] |<d>_factor[:, r]|_1``, with unit
+          columns: the scale of the factors has no part in it.
+        - ``compress``, whether to iterate on a compressed tensor first, and finish on the tensor
+          itself (:mod:`vitxr.factor.compress`): by default where that is much less work, and none
+          of the others is given.
 
     Returns
     -------
@@ -98,7 +112,9 @@ def factorize(
         ``randomised_parafac`` an estimate from a sample), ``converged`` (False where the
         limit on iterations or, in ``randomised_parafac``, stagnation ended the fit),
         ``iterations``, ``seconds``, ``seed``. With "ncp_hals" ``compressed_iterations``: so many
-        of the first were made on the compressed tensor, and their objectives are estimates.
+        of the first were made on the compressed tensor, and their objectives are estimates; with
+        ``sparsity``, ``penalized_objective_history(iteration)``, the square root of
+        ``objective^2`` and twice the penalty, by whose fall the fit ends.
         All coordinates of ``t``; attributes ``method``,
         ``rank``, ``tol``, ``max_iter``, ``options`` and ``versions`` (the last two as JSON).
 
@@ -135,6 +151,8 @@ def factorize(
     options = check_arguments(method, random_state, tol, max_iter, options)
     check_labels(t)
     ranks = check_rank(t, rank, method)
+    if method == "ncp_hals" and options.get("start") is not None:
+        start_factors(t, options["start"], ranks[0], read_rules(t, options))  # before it is read
     tensor = prepare(t, method, options)
     bar = tqdm(total=max_iter, desc=f"{method} rank {rank}", disable=not progress)
 
@@ -210,32 +228,46 @@ def _fit_ours(
     options: dict[str, Any],
     tell: Callable[[int, int, float, bool], object] | None,
 ) -> tuple[list[Found], bool]:
-    shape = tensor.data.shape
+    shape, rules, start = tensor.data.shape, tensor.rules, options.get("start")
+    if start is not None:
+        if len(ranks) > 1:
+            raise ArgumentError(
+                f"start is one model and {len(ranks)} are to be fitted, which would all be the "
+                "same: give it to factorize."
+            )
+        starts = [start_factors(tensor.labelled, start, ranks[0][0], rules)]
+    else:
+        starts = [
+            random_start(shape, rank, tensor.norm, seed)
+            for (rank,), seed in zip(ranks, seeds, strict=True)
+        ]
     compressed = options.get("compress")  # None is for where it pays
     if compressed is None:
         mode = blocked_mode(tensor.data)
         compressed = pays(shape[mode:] + shape[:mode], max(rank for (rank,) in ranks))
+        compressed = compressed and rules.is_plain and start is None
     with own_threads() as pool:
         fits = hals.fit_models(
             tensor.data,
-            [
-                random_start(shape, rank, tensor.norm, seed)
-                for (rank,), seed in zip(ranks, seeds, strict=True)
-            ],
+            starts,
             norm=tensor.norm,
             tol=tol,
             max_iter=max_iter,
             pool=pool,
+            rules=rules,
             compressed=compressed,
             callback=tell,
         )
     found = []
     for (rank,), seed, fit in zip(ranks, seeds, fits, strict=True):
         if fit.interrupted:
-            found.append(_failed(tensor, (rank,), "ncp_hals", seed, INTERRUPTED))
+            one = _failed(tensor, (rank,), "ncp_hals", seed, INTERRUPTED)
         else:
             shown = (fit.history, fit.converged, fit.seconds, seed, fit.compressed_iterations)
-            found.append(Found(np.ones(rank), fit.factors, *shown))
+            one = Found(np.ones(rank), fit.factors, *shown)
+            if any(rules.sparsity):
+                one = replace(one, penalized=fit.penalized)
+        found.append(one)
     return found, any(fit.interrupted for fit in fits)
 
 

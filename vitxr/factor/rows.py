@@ -29,14 +29,22 @@ class Pass:
         Khatri-Rao products of the other modes, those of all models below one another:
         ``(columns, product of the other modes)``, in the dtype of the data.
     grams
-        For each model the product of the other modes' Gram matrices, ``(rank, rank)``, float64.
+        For each model the product of the other modes' Gram matrices, ``(rank, rank)``, float64;
+        a penalty may have been added to its diagonal.
     floor
         Smallest divisor of an update; None leaves the first factors as they are.
+    nonnegative
+        Whether the first factors are kept nonnegative.
+    linear
+        For each column what a penalty takes off the products of its factor, ``(columns, 1)``, in
+        the dtype of the data; None is nothing.
     """
 
     lead: Array
     grams: Sequence[Array]
     floor: float | None
+    nonnegative: bool = True
+    linear: Array | None = None
 
     @property
     def models(self) -> list[slice]:
@@ -57,17 +65,21 @@ class Sums:
         For each model the Gram matrix of its first factor; of zeros where nothing was updated.
     inner
         For each model ``<X, M>``; zero where nothing was updated.
+    totals
+        Sums of the columns of the first factors, where there is a penalty; zero elsewhere.
     """
 
     y: Array
     squares: list[Array]
     inner: Array
+    totals: Array
 
     def __iadd__(self, other: Sums) -> Sums:
         self.y += other.y
         for mine, theirs in zip(self.squares, other.squares, strict=True):
             mine += theirs
         self.inner += other.inner
+        self.totals += other.totals
         return self
 
 
@@ -149,20 +161,26 @@ def sweep(
     """
     dtype, models = factor.dtype, task.models
     out = Sums(
-        np.zeros(task.lead.shape), [np.zeros_like(g) for g in task.grams], np.zeros(len(models))
+        np.zeros(task.lead.shape),
+        [np.zeros_like(g) for g in task.grams],
+        np.zeros(len(models)),
+        np.zeros(len(factor)),
     )
     product = np.empty(task.lead.shape, dtype)
     for where, block in blocks:
         tile = np.ascontiguousarray(factor[:, where])
         if task.floor is not None:
             mttkrp = task.lead @ block.T
+            target = mttkrp if task.linear is None else mttkrp - task.linear
             with turn:
                 for part, gram in zip(models, task.grams, strict=True):
-                    hals_update(tile[part], mttkrp[part], gram, task.floor)
+                    hals_update(tile[part], target[part], gram, task.floor, task.nonnegative)
             for i, part in enumerate(models):
                 own = tile[part].astype(np.float64)
                 out.squares[i] += own @ own.T
                 out.inner[i] += np.vdot(own, mttkrp[part])
+            if task.linear is not None:
+                out.totals += tile.sum(axis=1, dtype=np.float64)
             factor[:, where] = tile
         out.y += np.matmul(tile, block, out=product)
     return out
