@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ _ELSEWHERE = {
     "fit_ensemble": "a neuron tensor, ds.vit.neuron_tensor(layer=0).vit.fit_ensemble([20, 25])",
     "to_mat": "a neuron tensor or matrix, t.vit.to_mat(path)",
     "embed": "a Dataset of factors, t.vit.factorize(rank=25).vit.embed()",
+    "reconstruct": "a Dataset of factors, f.vit.reconstruct()",
+    "explained": "a Dataset of factors, f.vit.explained(t)",
     "best": "an ensemble, tree.vit.best(rank=25)",
 }
 
@@ -100,6 +102,26 @@ class VitDataset(_Hints):
         from vitxr.analysis import embed
 
         return embed(self._ds, n_components, method, dim)
+
+    def reconstruct(self, components: Hashable | Sequence[Hashable] = None) -> xr.DataArray:
+        """Multiply out a model of factors, lazily, with the tensor's dims and labels.
+
+        ``components`` are labels of those to add up, all by default. See
+        :func:`vitxr.factor.reconstruct`.
+        """
+        from vitxr.factor import reconstruct
+
+        return reconstruct(self._ds, components)
+
+    def explained(self, t: xr.DataArray) -> xr.Dataset:
+        """How much of a tensor a model explains: in all, along each dim, by each component.
+
+        ``r2``, ``neuron_r2(neuron)``, ..., ``component_share(component)``, ... See
+        :func:`vitxr.factor.explained`.
+        """
+        from vitxr.factor import explained
+
+        return explained(self._ds, t)
 
 
 @xr.register_dataarray_accessor("vit")

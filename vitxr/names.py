@@ -120,6 +120,10 @@ def _factor(dim: str) -> Variable:
     return _v(forms, "1", "loading", "f")
 
 
+def _along(end: str, meaning: str) -> dict[str, Variable]:
+    return {f"{dim}_{end}": _v(dim, "1", meaning, "f") for dim in ("neuron", "image", "shift")}
+
+
 _FRAME = "image shift_y shift_x "
 
 #: Every variable and coordinate with a fixed name.
@@ -194,6 +198,25 @@ VARIABLES: dict[str, Variable] = {
     ),
     "failed": _v(("replicate", "rank replicate"), "", "no model: broke down or interrupted", "b"),
     "dead_components": _v(("replicate", "rank replicate"), "1", "components of weight 0", "iu"),
+    # what factors explain
+    "reconstruction": _v(
+        (
+            "neuron image shift",
+            "neuron image",
+            "replicate neuron image shift",
+            "replicate neuron image",
+        ),
+        "1",
+        "model of the tensor",
+        "f",
+    ),
+    "r2": _v("", "1", "explained share of the sum of squares, 1 - |X - M|^2 / |X|^2", "f"),
+    **_along("r2", "explained share of the sum of squares"),
+    **_along("squares", "sum of squares of the tensor"),
+    **_along("residual_squares", "sum of squares of the residual"),
+    "component_alone": _v("component", "1", "r2 of the component by itself", "f"),
+    "component_share": _v("component", "1", "the component's part of r2", "f"),
+    "component_drop": _v("component", "1", "fall of r2 without the component", "f"),
     # embeddings
     "score": _v(("neuron pc", "image pc", "shift pc"), "1", "coordinate on the embedding", "f"),
     "explained_variance": _v("pc", "1", "variance along the axis", "f"),

@@ -6,13 +6,16 @@ from vitxr.factor.checks import METHODS
 from vitxr.factor.compare import align, factor_match_score, similarity
 from vitxr.factor.ensemble import best, fit_ensemble
 from vitxr.factor.methods import factorize
+from vitxr.factor.reconstruct import explained, reconstruct
 
 __all__ = [
     "METHODS",
     "align",
     "best",
+    "explained",
     "factor_match_score",
     "factorize",
     "fit_ensemble",
+    "reconstruct",
     "similarity",
 ]
