@@ -21,6 +21,8 @@ _ELSEWHERE = {
     "embed": "a Dataset of factors, t.vit.factorize(rank=25).vit.embed()",
     "reconstruct": "a Dataset of factors, f.vit.reconstruct()",
     "explained": "a Dataset of factors, f.vit.explained(t)",
+    "transform": "a Dataset of factors, f.vit.transform(new)",
+    "to_tensorly": "a Dataset of factors, f.vit.to_tensorly()",
     "best": "an ensemble, tree.vit.best(rank=25)",
 }
 
@@ -122,6 +124,27 @@ class VitDataset(_Hints):
         from vitxr.factor import explained
 
         return explained(self._ds, t)
+
+    def transform(
+        self, t: xr.DataArray, dim: str | None = None, nonnegative: bool | None = None
+    ) -> xr.Dataset:
+        """Find where new images, shifts or neurons lie in a model; its other factors are fixed.
+
+        ``dim`` is told by the labels that are new. See :func:`vitxr.factor.transform`.
+        """
+        from vitxr.factor import transform
+
+        return transform(self._ds, t, dim, nonnegative)
+
+    def to_tensorly(self, labelled: bool = False) -> Any:
+        """Convert a model to a tensorly CPTensor or TuckerTensor.
+
+        ``labelled=True`` gives factors as DataFrames, which is what tlviz takes. See
+        :func:`vitxr.factor.to_tensorly`.
+        """
+        from vitxr.factor import to_tensorly
+
+        return to_tensorly(self._ds, labelled)
 
 
 @xr.register_dataarray_accessor("vit")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from vitxr.factor.checks import METHODS
 from vitxr.factor.compare import align, factor_match_score, similarity
+from vitxr.factor.convert import from_tensorly, to_tensorly
 from vitxr.factor.ensemble import best, fit_ensemble
 from vitxr.factor.methods import factorize
 from vitxr.factor.reconstruct import explained, reconstruct
+from vitxr.factor.transform import transform
 
 __all__ = [
     "METHODS",
@@ -16,6 +18,9 @@ __all__ = [
     "factor_match_score",
     "factorize",
     "fit_ensemble",
+    "from_tensorly",
     "reconstruct",
     "similarity",
+    "to_tensorly",
+    "transform",
 ]

@@ -19,7 +19,7 @@ from vitxr.factor.checks import METHODS, Tensor
 from vitxr.factor.kernels import khatri_rao
 from vitxr.names import VARIABLES, provenance
 
-__all__ = ["Found", "label"]
+__all__ = ["Found", "assemble", "describe", "label", "ordered_cp", "ordered_tucker"]
 
 Array = npt.NDArray[Any]
 
@@ -56,9 +56,7 @@ def label(
     dtype = tensor.data.dtype
     signed = [m for m, kept in enumerate(tensor.rules.nonnegative) if not kept]
     turned = signed[0] if signed else 0
-    models = [
-        _ordered_cp(one, dtype, turned) if cp else _ordered_tucker(one, dtype) for one in found
-    ]
+    models = [ordered_cp(one, dtype, turned) if cp else ordered_tucker(one, dtype) for one in found]
     with own_threads() as pool:
         mode = blocked_mode(tensor.data) if cp else 0
         pairs = [_pair(core, units, mode) for core, units in models]
@@ -75,7 +73,7 @@ def label(
     ]
 
 
-def _ordered_cp(found: Found, dtype: Any, turned: int) -> tuple[Array, list[Array]]:
+def ordered_cp(found: Found, dtype: Any, turned: int = 0) -> tuple[Array, list[Array]]:
     """Weights in descending order and unit columns; a negative weight turns one factor."""
     scaled = [_unit_columns(f) for f in found.factors]
     units = [unit.astype(dtype) for unit, _ in scaled]
@@ -85,7 +83,7 @@ def _ordered_cp(found: Found, dtype: Any, turned: int) -> tuple[Array, list[Arra
     return abs(weight)[order], [u[:, order] for u in units]
 
 
-def _ordered_tucker(found: Found, dtype: Any) -> tuple[Array, list[Array]]:
+def ordered_tucker(found: Found, dtype: Any) -> tuple[Array, list[Array]]:
     """Core with its slices of descending norm in front, and unit columns."""
     core = found.core
     units = []
@@ -110,6 +108,28 @@ def _pair(core: Array, units: Sequence[Array], mode: int) -> tuple[Array, Array]
     return units[0], core.reshape(len(core), -1)
 
 
+def assemble(t: xr.DataArray, core: Array, units: Sequence[Array]) -> xr.Dataset:
+    """Label a model with the coordinates of its tensor: weight or core, and factors."""
+    cp = core.ndim == 1
+    ds = xr.Dataset(coords=t.coords)
+    axes = ["component"] * t.ndim if cp else [f"{d}_component" for d in t.dims]
+    if cp:
+        ds["weight"] = ("component", core)
+    else:
+        ds["core"] = (axes, core)
+    ds = ds.assign_coords({a: np.arange(n) for a, n in zip(axes, core.shape, strict=False)})
+    for dim, axis, unit in zip(t.dims, axes, units, strict=True):
+        ds[f"{dim}_factor"] = ((dim, axis), unit)
+    return ds
+
+
+def describe(ds: xr.Dataset) -> None:
+    """Give variables their meaning and unit, by the vocabulary."""
+    for variable in ds.data_vars:
+        known = VARIABLES.get(str(variable), VARIABLES["neuron_factor"])
+        ds[variable].attrs.update(known.attrs)
+
+
 def _dataset(
     tensor: Tensor,
     found: Found,
@@ -122,15 +142,7 @@ def _dataset(
     options: dict[str, Any],
 ) -> xr.Dataset:
     t, cp = tensor.labelled, METHODS[method].form == "cp"
-    ds = xr.Dataset(coords=t.coords)
-    axes = ["component"] * t.ndim if cp else [f"{d}_component" for d in t.dims]
-    if cp:
-        ds["weight"] = ("component", core)
-    else:
-        ds["core"] = (axes, core)
-    ds = ds.assign_coords({a: np.arange(n) for a, n in zip(axes, core.shape, strict=False)})
-    for dim, axis, unit in zip(t.dims, axes, units, strict=True):
-        ds[f"{dim}_factor"] = ((dim, axis), unit)
+    ds = assemble(t, core, units)
     ds["objective"] = objective
     ds["objective_history"] = ("iteration", np.asarray(found.history, np.float64))
     ds = ds.assign_coords(iteration=np.arange(len(found.history)))
@@ -143,9 +155,7 @@ def _dataset(
         ds["compressed_iterations"] = found.compressed_iterations
     ds["seconds"] = found.seconds
     ds["seed"] = np.int64(found.seed)
-    for variable in ds.data_vars:
-        known = VARIABLES.get(str(variable), VARIABLES["neuron_factor"])
-        ds[variable].attrs.update(known.attrs)
+    describe(ds)
     used = {"vitxr": __version__, "numpy": np.__version__, "tensorly": version("tensorly")}
     ds.attrs = {
         **provenance(t.attrs),

@@ -15,7 +15,17 @@ from vitxr.errors import ArgumentError, DataError
 from vitxr.factor.blocks import Pool, Share, blocked_mode, row_blocks, shares
 from vitxr.factor.kernels import khatri_rao
 
-__all__ = ["Parts", "Walk", "gram", "labels_of", "match", "model_block", "project", "take_apart"]
+__all__ = [
+    "Parts",
+    "Walk",
+    "gram",
+    "labels_of",
+    "match",
+    "model_block",
+    "project",
+    "same_labels",
+    "take_apart",
+]
 
 Array = npt.NDArray[Any]
 
