@@ -186,19 +186,21 @@ class VitArray(_Hints):
         tol: float = 1e-5,
         max_iter: int = 500,
         progress: bool = True,
+        resume: xr.DataTree | None = None,
+        floors: bool = False,
         **options: Any,
     ) -> xr.DataTree:
         """Fit CP models of several ranks from several seeds each.
 
         The root holds ``objective(rank, replicate)`` and ``similarity(rank, replicate)``;
-        ``tree.vit.best(rank)`` are the best replicate's factors. See
+        ``tree.vit.best(rank)`` are the best replicate's factors. ``resume``: an ensemble whose
+        fits are kept; ``floors``: fit shuffled data as well. See
         :func:`vitxr.factor.fit_ensemble`.
         """
         from vitxr.factor import fit_ensemble
 
-        return fit_ensemble(
-            self._array, ranks, replicates, method, random_state, tol, max_iter, progress, **options
-        )
+        given = (ranks, replicates, method, random_state, tol, max_iter, progress, resume, floors)
+        return fit_ensemble(self._array, *given, **options)
 
     def to_mat(self, path: str | Path) -> Path:
         """Write a MATLAB file with the original notebook's variable names.

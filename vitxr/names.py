@@ -217,6 +217,22 @@ VARIABLES: dict[str, Variable] = {
     "component_alone": _v("component", "1", "r2 of the component by itself", "f"),
     "component_share": _v("component", "1", "the component's part of r2", "f"),
     "component_drop": _v("component", "1", "fall of r2 without the component", "f"),
+    "congruence": _v(
+        ("replicate", "rank replicate"),
+        "1",
+        "product of cosines of the two components most alike",
+        "f",
+    ),
+    "degenerate": _v(
+        ("replicate", "rank replicate"), "", "components dead, or two as one or cancelling", "b"
+    ),
+    "shuffled_objective": _v("rank replicate", "1", "relative residual, shuffled data", "f"),
+    "shuffled_similarity": _v(
+        "rank replicate", "1", "similarity to the best replicate, shuffled data", "f"
+    ),
+    "shuffled_factor_match_score": _v(
+        "rank replicate", "1", "factor match score with the best replicate, shuffled data", "f"
+    ),
     # embeddings
     "score": _v(("neuron pc", "image pc", "shift pc"), "1", "coordinate on the embedding", "f"),
     "explained_variance": _v("pc", "1", "variance along the axis", "f"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vitxr.factor.checks import METHODS
-from vitxr.factor.compare import align, factor_match_score, similarity
+from vitxr.factor.compare import align, congruence, factor_match_score, similarity
 from vitxr.factor.convert import from_tensorly, to_tensorly
 from vitxr.factor.ensemble import best, fit_ensemble
 from vitxr.factor.methods import factorize
@@ -14,6 +14,7 @@ __all__ = [
     "METHODS",
     "align",
     "best",
+    "congruence",
     "explained",
     "factor_match_score",
     "factorize",

@@ -184,7 +184,7 @@ def check_labels(t: xr.DataArray) -> None:
     made |= {*TAKEN, "weight", "core", "objective", "objective_history", "converged"}
     made |= {"penalized_objective_history"}
     made |= {"iterations", "compressed_iterations", "seconds", "seed", "similarity"}
-    made |= {"factor_match_score", "failed", "dead_components"}
+    made |= {"factor_match_score", "failed", "dead_components", "congruence", "degenerate"}
     clash = sorted(made & {*dims, *map(str, t.coords)})
     if clash:
         raise ArgumentError(

@@ -1,4 +1,4 @@
-"""Comparing CP models: matching of components, similarity, factor match score."""
+"""Comparing CP models: matching of components, similarity, factor match score, congruence."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import xarray as xr
 
 from vitxr.errors import ArgumentError, DataError
 
-__all__ = ["align", "factor_match_score", "similarity"]
+__all__ = ["align", "congruence", "factor_match_score", "similarity"]
 
 Array = npt.NDArray[Any]
 
@@ -120,7 +120,7 @@ def similarity(f: xr.Dataset, g: xr.Dataset) -> float:
     return float(min(abs(cosines[:, mine, theirs]).mean(), 1.0))
 
 
-def factor_match_score(f: xr.Dataset, g: xr.Dataset) -> float:
+def factor_match_score(f: xr.Dataset, g: xr.Dataset, skip: Hashable | None = None) -> float:
     """Factor match score of two CP models, from 0 to 1.
 
     The mean over matched components of ::
@@ -136,6 +136,10 @@ def factor_match_score(f: xr.Dataset, g: xr.Dataset) -> float:
     ----------
     f, g
         Factor Datasets of the same tensor's dimensions, of any rank, one replicate each.
+    skip
+        A dimension to leave out, whose labels may differ: where the models are of two halves of
+        the neurons, "neuron". The weights then do not count, for without one of the factors the
+        scale of a component is not defined.
 
     Returns
     -------
@@ -145,33 +149,83 @@ def factor_match_score(f: xr.Dataset, g: xr.Dataset) -> float:
     Raises
     ------
     ArgumentError
-        If there is a ``replicate`` dimension.
+        If there is a ``replicate`` dimension, or no factor of the dimension to skip.
     DataError
         If the factors are not those of a CP model, or of other dimensions or labels.
 
     References
     ----------
     Acar, Dunlavy, Kolda and Morup (2011), Scalable tensor factorizations for incomplete data,
-    Chemometrics and Intelligent Laboratory Systems 106, 41-56; as in tlviz.
+    Chemometrics and Intelligent Laboratory Systems 106, 41-56; as in tlviz, ``skip`` as its
+    ``skip_mode``.
 
     Examples
     --------
     >>> a = xr.Dataset({"neuron_factor": (("neuron", "component"), np.eye(2)),
     ...                 "image_factor": (("image", "component"), np.eye(2)),
     ...                 "weight": ("component", [2.0, 1.0])})
-    >>> factor_match_score(a, a.assign(weight=("component", [2.0, 0.5])))
-    0.75
+    >>> b = a.assign(weight=("component", [2.0, 0.5]))
+    >>> factor_match_score(a, b), factor_match_score(a, b, skip="neuron")
+    (0.75, 1.0)
     """
     from scipy.optimize import linear_sum_assignment
 
-    score = abs(_cosines(f, g, _same_dims(f, g))[0]).prod(axis=0)
-    w, v = (np.asarray(ds["weight"].values, np.float64) for ds in (f, g))
-    larger = np.maximum(w[:, None], v)
-    score *= 1 - abs(w[:, None] - v) / np.where(larger > 0, larger, 1.0)
+    cosines, alive = _cosines(f, g, _same_dims(f, g, skip))
+    score = abs(cosines).prod(axis=0) * np.outer(*alive)
+    if skip is None:
+        w, v = (np.asarray(ds["weight"].values, np.float64) for ds in (f, g))
+        larger = np.maximum(w[:, None], v)
+        score *= 1 - abs(w[:, None] - v) / np.where(larger > 0, larger, 1.0)
     return float(min(score[linear_sum_assignment(score, maximize=True)].mean(), 1.0))
 
 
-def _same_dims(f: xr.Dataset, g: xr.Dataset) -> list[Hashable]:
+def congruence(f: xr.Dataset) -> float:
+    """Congruence of the two components of a CP model that are most alike, from -1 to 1.
+
+    The product over modes of the cosine between their columns, of the pair for which its
+    absolute value is largest; weights do not count. Near 1 the two are one component split into
+    two. Near -1, which a nonnegative model cannot reach, they cancel each other: the two-factor
+    degeneracy of CP.
+
+    Parameters
+    ----------
+    f
+        Factor Dataset of a CP model, one replicate.
+
+    Returns
+    -------
+    float
+        NaN if fewer than two components are alive.
+
+    Raises
+    ------
+    ArgumentError
+        If there is a ``replicate`` dimension.
+    DataError
+        If the factors are not those of a CP model.
+
+    References
+    ----------
+    Kruskal, Harshman and Lundy (1989), How 3-MFA data can cause degenerate PARAFAC solutions,
+    among other relationships, in Multiway Data Analysis, 115-122; the least of these products is
+    tlviz's ``degeneracy_score``.
+
+    Examples
+    --------
+    >>> a = np.array([[1.0, -1.0, 0.0], [0.0, 0.0, 1.0]])
+    >>> congruence(xr.Dataset({"neuron_factor": (("neuron", "component"), a),
+    ...                        "image_factor": (("image", "component"), abs(a))}))
+    -1.0
+    """
+    cosines, (alive, _) = _cosines(f, f, _same_dims(f, f))
+    product = cosines.prod(axis=0)[np.ix_(alive, alive)]
+    pairs = product[np.triu_indices(len(product), 1)]
+    if not len(pairs):
+        return float("nan")
+    return float(np.clip(pairs[abs(pairs).argmax()], -1.0, 1.0))
+
+
+def _same_dims(f: xr.Dataset, g: xr.Dataset, skip: Hashable | None = None) -> list[Hashable]:
     """Dimensions that have a CP factor in both models, checked for equal labels."""
     found: list[list[Hashable]] = []
     for ds in (f, g):
@@ -192,6 +246,12 @@ def _same_dims(f: xr.Dataset, g: xr.Dataset) -> list[Hashable]:
             f"the models have factors of other dimensions: {', '.join(map(str, mine))} and "
             f"{', '.join(map(str, theirs))}; compare models of the same tensor."
         )
+    if skip is not None:
+        if skip not in mine:
+            raise ArgumentError(
+                f"skip is {skip!r}; the models have factors of {', '.join(map(str, mine))}."
+            )
+        mine.remove(skip)
     for dim in mine:
         indexed = dim in f.indexes and dim in g.indexes
         if f.sizes[dim] != g.sizes[dim] or (indexed and not f.indexes[dim].equals(g.indexes[dim])):
