@@ -35,16 +35,17 @@ exit status: 0 done, 1 refused or failed (one message says why), 2 usage, 130 in
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     args = _parser().parse_args(argv)
+    terminated: list[bool] = []
     try:
-        with _terminable():
+        with _terminable(terminated):
             args.run(args)
     except VitxrError as error:
         print(f"vitxr {args.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        terminated = isinstance(stop, _Terminated)
         what = "terminated" if terminated else "interrupted"
-        print(f"vitxr {args.command}: {what}{_left(args)}", file=sys.stderr)
+        left = f": {stop}" if str(stop) else _left(args)
+        print(f"vitxr {args.command}: {what}{left}", file=sys.stderr)
         return 143 if terminated else 130
     except BrokenPipeError:
         sys.stderr.close()
@@ -55,16 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-class _Terminated(KeyboardInterrupt):
-    """A SIGTERM, as batch systems send before they kill."""
-
-
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end the command as Ctrl-C does."""
+def _terminable(terminated: list[bool]) -> Iterator[None]:
+    """Let a SIGTERM, as batch systems send before they kill, end the command as Ctrl-C does."""
 
     def stop(*_: Any) -> None:
-        raise _Terminated
+        terminated.append(True)
+        raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
@@ -324,6 +322,17 @@ def _factorize(commands: Any) -> None:
     add("--seed", type=int, default=0, help="seed of the random starts")
     add("--tol", type=float, default=1e-5, help="stop when the objective improves by less")
     add("--max-iter", type=int, default=500, help="iterations at most")
+    add(
+        "--floors",
+        action="store_true",
+        help="fit shuffled data as well, for what agreement there is by chance",
+    )
+    add(
+        "--resume",
+        metavar="FILE",
+        help="ensemble that this command wrote when it was interrupted, or with fewer ranks or "
+        "replicates: its fits are kept",
+    )
     _add_quiet(parser)
 
 
@@ -338,6 +347,13 @@ def _run_factorize(args: argparse.Namespace) -> None:
         raise ArgumentError(f"output {str(args.output)!r}: expected a name ending in .nc or .zarr.")
     if not os.access(args.output.absolute().parent, os.W_OK):
         raise ArgumentError(f"the folder of {str(args.output)!r} is missing or not writable.")
+    single = len(args.rank) == 1 and args.replicates == 1
+    if single and (args.floors or args.resume):
+        raise ArgumentError(
+            f"{'--floors' if args.floors else '--resume'} is for ensembles: give several ranks, "
+            "or --replicates 2 or more."
+        )
+    resume = vitxr.open(args.resume) if args.resume else None
     ds = vitxr.open(args.store)
     if not isinstance(ds, xr.Dataset):
         raise ArgumentError(
@@ -354,14 +370,22 @@ def _run_factorize(args: argparse.Namespace) -> None:
         "progress": not args.quiet,
     }
     result: xr.Dataset | xr.DataTree
-    if len(args.rank) == 1 and args.replicates == 1:
+    if single:
         result = t.vit.factorize(args.rank[0], **options)
         print(f"objective {float(result['objective']):.4f}")
     else:
+        options |= {"floors": args.floors, "resume": resume}
         result = t.vit.fit_ensemble(args.rank, replicates=args.replicates, **options)
         print(result.to_dataset()[["objective", "similarity"]].to_dataframe().to_string())
     vitxr.save(result, args.output)
     print(f"Written to {args.output}")
+    missing = args.floors and "shuffled_objective" not in result
+    if result.attrs.get("interrupted") or missing:
+        raise KeyboardInterrupt(
+            f"{result.attrs['interrupted']} of {result['failed'].size} fits are left"
+            f"{' and the floors' if missing else ''}. The same command with another output and "
+            f"--resume {args.output} goes on from there."
+        )
 
 
 def _verify(commands: Any) -> None:

@@ -130,6 +130,7 @@ def _check_settings(attrs: Any, settings: dict[str, Any], random_state: int) -> 
     wanted = {**settings, "random_state": random_state}
     wanted["options"] = json.loads(json.dumps(settings["options"], default=repr))
     have = {name: attrs.get(name) for name in wanted}
+    have = {k: v.item() if isinstance(v, np.generic) else v for k, v in have.items()}  # netCDF's
     have["options"] = json.loads(have["options"] or "{}")
     other = [name for name in wanted if name != "max_iter" and have[name] != wanted[name]]
     if have["max_iter"] is None or have["max_iter"] > wanted["max_iter"]:
