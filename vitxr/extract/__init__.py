@@ -172,12 +172,13 @@ def estimate(
     preprocess: Literal["model", "raw"] = "model",
     precision: Literal["float32", "bfloat16"] = "float32",
     storage_dtype: str = "float32",
-    store: str | Path = ".",
+    store: str | Path | None = None,
     batch_size: int | Literal["auto"] = "auto",
 ) -> Cost:
     """Say what :func:`extract` would cost: forward passes, bytes, files and time.
 
-    Nothing is written. One batch is run three times to learn the time of a frame.
+    Nothing is written. One batch is run three times to learn the time of a frame. Of a store
+    that an earlier run left, only what is missing counts.
 
     Parameters
     ----------
@@ -185,19 +186,21 @@ def estimate(
 storage_dtype, batch_size
         As in :func:`extract`.
     store
-        Where the store would be, to tell how much room there is.
+        The store that would be written or gone on with; None if that is not known yet.
 
     Returns
     -------
     Cost
-        ``frames``, ``batches``, ``bytes``, ``files``, ``free`` bytes on the disk, and
-        ``seconds``: frames times the measured time of one, on this machine as busy as it
-        is now. Prints as a sentence.
+        ``frames``, ``batches``, ``bytes`` (before compression, if ``compressed``), ``files``,
+        ``free`` bytes on the disk, ``seconds``: frames times the measured time of one, on this
+        machine as busy as it is now; and frames that are ``written`` already. Prints as a
+        sentence.
 
     Raises
     ------
-    ArgumentError, DataError, ImageError, ModelError
-        If an argument does not fit, as :func:`extract`.
+    ArgumentError, DataError, ImageError, ModelError, StoreError
+        If an argument or the store does not fit, as :func:`extract`; the lack of room is told,
+        not refused.
 
     Examples
     --------
@@ -207,10 +210,12 @@ storage_dtype, batch_size
     >>> cost.frames, cost.bytes
     (3200, 245366784)
     """
-    from vitxr.extract.cost import cost, probe
+    from vitxr.extract import run
+    from vitxr.extract.cost import cost, cost_of_store, probe
     from vitxr.extract.plan import make_plan
     from vitxr.store.location import Location
 
+    run.check(store, client=None, workers=1, model=model)
     plan = make_plan(
         stim,
         model,
@@ -223,4 +228,6 @@ storage_dtype, batch_size
         storage_dtype=storage_dtype,
         batch_size=batch_size,
     )
-    return probe(plan, cost(plan, Location(store), range(len(plan.cut))))
+    if store is None:
+        return probe(plan, cost(plan, None, range(len(plan.cut))))
+    return probe(plan, cost_of_store(plan, Location(store)))

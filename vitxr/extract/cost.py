@@ -12,10 +12,12 @@ import numpy as np
 from vitxr.errors import StoreError
 from vitxr.extract.plan import Plan
 from vitxr.extract.units import compute
-from vitxr.store.layout import Array
+from vitxr.store.layout import Array, count_objects, is_laid_out
+from vitxr.store.ledger import Ledger
 from vitxr.store.location import Location
+from vitxr.store.plans import find
 
-__all__ = ["Cost", "check_room", "cost", "probe"]
+__all__ = ["Cost", "check_room", "cost", "cost_of_store", "probe"]
 
 #: Share of the bytes that metadata, indices and folders may add.
 _MARGIN = 0.02
@@ -28,17 +30,22 @@ class Cost:
     Attributes
     ----------
     frames
-        Images times shifts: forward passes of one frame.
+        Images times shifts that are to be run: forward passes of one frame.
     batches
         Passes they are run in.
     bytes
-        Bytes to be written. Of values that are rounded and compressed, bytes before it.
+        Bytes of activations to be written. Of values that are rounded and compressed, bytes
+        before it.
     files
-        Files, or objects, to be written.
+        Files, or objects, to be written, those of coordinates and metadata among them.
     free
         Bytes free where the store will be; None where nobody can tell.
     seconds
         Estimated time; None if no pass was tried.
+    compressed
+        Whether ``bytes`` will be less.
+    written
+        Frames that an earlier run has written.
     """
 
     frames: int
@@ -47,29 +54,64 @@ class Cost:
     files: int
     free: int | None
     seconds: float | None = None
+    compressed: bool = False
+    written: int = 0
 
     def __str__(self) -> str:
         text = (
-            f"{self.frames:,} forward passes in {self.batches:,} batches, "
-            f"{_bytes(self.bytes)} in {self.files:,} files"
+            f"{_count(self.frames, 'forward pass', 'es')} in "
+            f"{_count(self.batches, 'batch', 'es')}, "
+            f"{_bytes(self.bytes)}{' before compression' * self.compressed} in "
+            f"{_count(self.files, 'file', 's')}"
         )
         if self.free is not None:
             text += f" ({_bytes(self.free)} free)"
-        return text if self.seconds is None else f"{text}, about {_time(self.seconds)}"
+        if self.seconds is not None:
+            text += f", about {_time(self.seconds)}"
+        return text + (f"; {self.written:,} are written already" if self.written else "")
 
 
-def cost(plan: Plan, location: Location | None, todo: Sequence[int]) -> Cost:
-    """Count what units cost, without running any."""
+def _count(number: int, what: str, several: str) -> str:
+    return f"{number:,} {what}{several * (number != 1)}"
+
+
+def cost(plan: Plan, location: Location | None, todo: Sequence[int], others: int = 1) -> Cost:
+    """Count what units cost, without running any; ``others`` are files that are no unit's."""
     frames = [plan.frames(unit) for unit in todo]
     layers = {"activation", "prefix", "attention"} & set(plan.frame)
     shards = len(layers) * len(plan.layers) + len(set(plan.frame) - layers)
+    every = sum(map(plan.frames, range(len(plan.cut))))
     return Cost(
         frames=sum(frames),
         batches=sum(math.ceil(n / plan.batch) for n in frames),
         bytes=len(todo) * sum(_unit_bytes(plan.array(name)) for name in plan.frame),
-        files=len(todo) * (shards + 1),
+        files=len(todo) * (shards + 1) + others,
         free=None if location is None else location.free(),
+        compressed=plan.storage.keepbits is not None,
+        written=every - sum(frames),
     )
+
+
+def cost_of_store(plan: Plan, location: Location) -> Cost:
+    """Count what is missing of a store, which is not changed.
+
+    Raises
+    ------
+    StoreError
+        If something else is there, the store is of another run, or cannot be written.
+    """
+    known = find(location, plan.fingerprint(), resume=True)
+    if known is None or not is_laid_out(location):
+        location.check_writable()
+        others = count_objects(plan.coords, plan.arrays, plan.cut)
+        return cost(plan, location, range(len(plan.cut)), others)
+    book = Ledger(location, known)
+    todo = np.flatnonzero(~book.done()).tolist()
+    unmade = not book.finished()
+    if todo or unmade:
+        location.check_writable()
+    # A store that is damaged loses its root until it is mended.
+    return cost(plan, location, todo, int(bool(todo) or unmade))
 
 
 def _unit_bytes(array: Array) -> int:
@@ -81,6 +123,8 @@ def _unit_bytes(array: Array) -> int:
 
 def probe(plan: Plan, known: Cost) -> Cost:
     """Add the time, from one batch that is run three times and thrown away."""
+    if not known.frames:
+        return replace(known, seconds=0.0)
     task = plan.task(0)
     few = task.offsets[: plan.batch]
     images = math.ceil(plan.batch / len(few))

@@ -184,6 +184,11 @@ class Plan:
         )
 
     @property
+    def arrays(self) -> dict[str, Array]:
+        """How every variable lies on disk."""
+        return {name: self.array(name) for name in self.frame}
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the result in memory."""
         return self.frame_bytes * sum(self.frames(unit) for unit in range(len(self.cut)))

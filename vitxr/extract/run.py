@@ -91,12 +91,13 @@ def into_store(
         book = _open(plan, location, resume)
         todo = np.flatnonzero(~book.done()).tolist()
         if todo:
+            location.check_writable()
+            check_room(plan, location, todo)
             # Recorded, and damaged since: no executor may take them for done.
             recorded = np.flatnonzero(np.any(book.records(), axis=(1, 2))).tolist()
             damaged = sorted(set(todo) & set(recorded))
             if damaged or book.finished():
                 book.forget(damaged)
-            check_room(plan, location, todo)
             if progress:
                 _announce(plan, location, todo, here=client is None and workers == 1)
             _watch(plan, todo, _executor(plan, book, todo, client, workers), progress)
@@ -110,13 +111,12 @@ def into_store(
 def _open(plan: Plan, location: Location, resume: bool) -> Ledger:
     fingerprint = plan.fingerprint()
     known = find(location, fingerprint, resume)
-    arrays = {name: plan.array(name) for name in plan.frame}
     if known is None or not is_laid_out(location):
         location.sweep()
         check_room(plan, location, range(len(plan.cut)))
-        return create(location, plan.coords, arrays, plan.cut, fingerprint)
+        return create(location, plan.coords, plan.arrays, plan.cut, fingerprint)
     location.sweep()
-    mend(location, known, plan.coords, arrays, plan.cut)
+    mend(location, known, plan.coords, plan.arrays, plan.cut)
     return Ledger(location, known)
 
 

@@ -17,7 +17,7 @@ from vitxr.store.ledger import RECORD, Ledger
 from vitxr.store.location import Location
 from vitxr.store.plans import PLAN, ROOT, Cut, altered, plan_json, read_plan, signature
 
-__all__ = ["Array", "create", "is_laid_out", "mend"]
+__all__ = ["Array", "count_objects", "create", "is_laid_out", "mend"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,11 @@ def create(
                 location.remove()
         raise
     return Ledger(location)
+
+
+def count_objects(coords: xr.Dataset, arrays: Mapping[str, Array], cut: Cut) -> int:
+    """Count the objects of a store that are no unit's: coordinates, metadata, the plan."""
+    return len(_objects(coords, arrays, cut) | {PLAN: b""})
 
 
 def is_laid_out(location: Location) -> bool:

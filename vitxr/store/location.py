@@ -269,6 +269,29 @@ class Location:
         there = next(p for p in (self.folder, *self.folder.parents) if p.exists())
         return shutil.disk_usage(there).free
 
+    def check_writable(self) -> None:
+        """Refuse a local folder that cannot be made or written to.
+
+        Of an object store only writing tells.
+
+        Raises
+        ------
+        StoreError
+            If a file is in the way, or permission is lacking.
+        """
+        if self.folder is None:
+            return
+        there = next(p for p in (self.folder, *self.folder.parents) if p.exists())
+        if not there.is_dir():
+            raise StoreError(
+                f"{self.path!r} cannot be written: {str(there)!r} is a file. Choose another path."
+            )
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise StoreError(
+                f"{self.path!r} cannot be written: there is no permission to write to "
+                f"{str(there)!r}. Choose another path, or ask for the permission."
+            )
+
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """Hold a local folder for one run, making it if need be; a killed run lets go of it.
@@ -288,6 +311,8 @@ class Location:
         if self.folder is None or fcntl is None or self.folder.is_file():
             yield
             return
+        if not self.folder.exists():
+            self.check_writable()
         held = self._locked(fcntl)
         try:
             yield
