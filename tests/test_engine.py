@@ -1,5 +1,7 @@
 """The engine's promises about numbers: memory that runs out, rounding, selections, many images."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -11,9 +13,10 @@ from numcodecs.bitround import BitRound
 torch = pytest.importorskip("torch")
 
 import vitxr  # noqa: E402
-from vitxr.errors import ModelError  # noqa: E402
+from vitxr.errors import ArgumentError, ModelError  # noqa: E402
 from vitxr.extract import units  # noqa: E402
 from vitxr.models import capture as captures  # noqa: E402
+from vitxr.store.plans import Cut  # noqa: E402
 
 ALL = ("activation", "prefix", "embedding", "attention", "logits")
 
@@ -199,6 +202,75 @@ def test_maps_that_are_selected_beforehand_give_the_same_tensor(stim, model, tmp
         )
     for name in variables[1:]:
         xr.testing.assert_identical(few[name].compute(), full[name].compute())
+
+
+def small(stim, model, **options):
+    """The plan of an extraction."""
+    from vitxr.extract.plan import make_plan
+
+    return make_plan(
+        stim, model, layers=[0, 2], shifts=vitxr.ShiftGrid(11), feature_maps=None,
+        variables=ALL, preprocess="raw", precision="float32", batch_size=15,
+        **{"storage_dtype": "float32", **options},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("storage_dtype", ["float32", "bitround7"])
+@pytest.mark.parametrize(
+    # Of 15 frames, one, one and head: 4 heads, 25 tokens.
+    ("most", "chunk"),
+    [(150_000, (3, 5, 4)), (149_999, (1, 5, 4)), (49_999, (1, 1, 4)), (9_999, (1, 1, 1))],
+)  # fmt: skip
+def test_large_chunks_are_cut_by_frame_and_head(
+    stim, model, tmp_path, monkeypatch, most, chunk, storage_dtype
+):
+    from vitxr.extract import plan as plans
+
+    options = {"layers": [0, 2], "variables": ALL, "batch_size": 15}
+    options |= {"storage_dtype": storage_dtype}
+    monkeypatch.setattr(plans, "_CHUNK_BYTES", most)
+    ds = extract(stim, model, store=tmp_path / "run.zarr", **options)
+    xr.testing.assert_identical(ds.compute(), extract(stim, model, **options).compute())
+    plain = xr.open_zarr(tmp_path / "run.zarr", consolidated=False, chunks=None)
+    xr.testing.assert_equal(plain["attention"].compute(), ds["attention"].compute())
+    rows, columns, heads = chunk
+    encoding = plain["attention"].encoding
+    assert encoding["chunks"] == (1, rows, columns, 1, heads, 25, 25)
+    assert encoding["shards"] == (1, 3, 5, 1, 4, 25, 25)
+    for frame in ({"image": 2, "shift_y": 1, "shift_x": 3}, {"head": 2, "query": 0}):
+        np.testing.assert_array_equal(ds["attention"].isel(frame), plain["attention"].isel(frame))
+    assert vitxr.verify(tmp_path / "run.zarr", progress=False).sizes["shard"] == 0
+
+
+def test_attention_of_a_large_model_fits_into_chunks(stim, model):
+    from vitxr.store.shards import MOST_CHUNK_BYTES
+
+    plan = small(stim, model)
+    for tokens, columns, heads in ((197, 5, 12), (400, 1, 12), (1370, 1, 1), (20_000, 1, 1)):
+        large = replace(plan, frame={"attention": (2, 12, tokens, tokens)}, cut=Cut(3, 3, 1, 1))
+        array = large.array("attention")
+        assert array.chunk == (1, 1, columns, 1, heads, tokens, tokens)
+        assert 4 * np.prod(array.chunk) <= MOST_CHUNK_BYTES
+    large = replace(plan, frame={"attention": (2, 12, 24_000, 24_000)})
+    with pytest.raises(
+        ArgumentError,
+        match=r"`attention` of a frame and head has 2\.3 GB; .* 2\.1 GB at most\.",
+    ):
+        large.array("attention")
+    large = replace(plan, frame={"attention": (2, 12, 20_000, 20_000)}, cut=Cut(3, 3, 1, 3))
+    with pytest.raises(ArgumentError, match=r"`attention` of a row of shifts has 288\.0 GB; "):
+        large.array("attention")
+
+
+def test_what_no_store_can_hold_is_refused_before_work(stim, model, tmp_path, monkeypatch, sizes):
+    from vitxr.extract import plan as plans
+
+    monkeypatch.setattr(plans, "MOST_CHUNK_BYTES", 1000)
+    with pytest.raises(ArgumentError, match="a store takes"):
+        extract(stim, model, store=tmp_path / "run.zarr", variables=ALL)
+    assert not list(tmp_path.iterdir())
+    assert sizes == []
+    extract(stim, model, layers=[0], variables=ALL)  # lazily there are no chunks on a disk
 
 
 @pytest.fixture(scope="module")

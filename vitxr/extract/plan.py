@@ -26,6 +26,7 @@ from vitxr.stimuli.images import altered
 from vitxr.stimuli.shifts import ShiftGrid, no_shifts
 from vitxr.store.layout import Array
 from vitxr.store.plans import Cut
+from vitxr.store.shards import MOST_CHUNK_BYTES, MOST_SHARD_BYTES
 
 __all__ = ["Plan", "make_plan"]
 
@@ -38,6 +39,8 @@ _SHARD_BYTES = 40_000_000
 _FRAMES = 16
 #: Feature maps in an inner chunk of a shard.
 _CHUNK_MAPS = 16
+#: Chunks that would have more are cut further: by frame, then by head.
+_CHUNK_BYTES = 16_000_000
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,13 @@ class Plan:
         }
 
     def array(self, name: str) -> Array:
-        """How a variable lies on disk: a unit writes one shard of it, or one a layer."""
+        """How a variable lies on disk: a unit writes one shard of it, or one a layer.
+
+        Raises
+        ------
+        ArgumentError
+            If one frame is too large for a chunk, or one row of the lattice for a shard.
+        """
         dims, shape = self.form(name)
         small = {
             "image": self.cut.images_per_unit,
@@ -171,8 +180,22 @@ class Plan:
             _even(n, _CHUNK_MAPS, _CHUNK_MAPS // 2 + 1) if d == "feature_map" else n
             for d, n in zip(dims, whole, strict=True)
         ]
+        itemsize = np.dtype(self.storage.dtype).itemsize
+        for dim in ("image", "shift_y", "shift_x", "head"):
+            if dim in dims and math.prod(chunk) * itemsize > _CHUNK_BYTES:
+                chunk[dims.index(dim)] = 1
         # A shard holds whole chunks only.
         shard = [math.ceil(s / c) * c for s, c in zip(whole, chunk, strict=True)]
+        for what, sizes, most in (
+            (f"a frame{' and head' * ('head' in dims)}", chunk, MOST_CHUNK_BYTES),
+            ("a row of shifts", shard, MOST_SHARD_BYTES),
+        ):
+            if math.prod(sizes) * itemsize > most:
+                raise ArgumentError(
+                    f"`{name}` of {what} has {math.prod(sizes) * itemsize / 1e9:,.1f} GB; a store "
+                    f"takes {most / 1e9:,.1f} GB at most. Leave it out of variables, take larger "
+                    "steps between shifts, or give the model smaller images."
+                )
         return Array(
             dims=dims,
             shape=shape,

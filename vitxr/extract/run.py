@@ -87,6 +87,7 @@ def into_store(
         from vitxr.extract import processes
 
         processes.pack(plan)  # refused before anything is written
+    _ = plan.arrays  # what no store can hold is refused before anything is written
     with location.alone():
         book = _open(plan, location, resume)
         todo = np.flatnonzero(~book.done()).tolist()

@@ -19,13 +19,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Shards", "crc32c"]
+__all__ = ["MOST_CHUNK_BYTES", "MOST_SHARD_BYTES", "Shards", "crc32c"]
 
 Bytes = npt.NDArray[np.uint8]
 
 _CRC = 4
 #: Most bytes of a shard: one row of a lattice of one image's attention may have gigabytes.
-_MOST_BYTES = 1 << 36
+MOST_SHARD_BYTES = 1 << 36
+#: Most bytes that Blosc takes at once.
+MOST_CHUNK_BYTES = 2**31 - 1 - 16
 #: Most bytes that Blosc adds to what it cannot compress.
 _BLOSC_EXTRA = 64
 #: Place and size of a chunk that is not there.
@@ -94,7 +96,7 @@ class Shards:
             raise ValueError(f"{self.name}: {sizes} are not positive whole numbers")
         if any(s % c for s, c in zip(self.shard, self.chunk, strict=True)):
             raise ValueError(f"{self.name}: chunks {self.chunk} do not fit shards {self.shard}")
-        if self.dtype.kind != "f" or math.prod(self.shard) * self.dtype.itemsize > _MOST_BYTES:
+        if self.dtype.kind != "f" or math.prod(self.shard) * self.dtype.itemsize > MOST_SHARD_BYTES:
             raise ValueError(f"{self.name}: shards of {self.shard} {self.dtype} are too large")
 
     def within(self, region: Mapping[str, slice]) -> Iterator[tuple[str, tuple[slice, ...]]]:
