@@ -213,7 +213,7 @@ def test_progress_counts_fits(tensor, capsys):
     ],
 )
 def test_refused_before_anything_is_fitted(tensor, arguments, message, monkeypatch):
-    monkeypatch.setattr("vitxr.factor.ensemble.fit", None)
+    monkeypatch.setattr("vitxr.factor.fits.fit", None)
     with pytest.raises(ArgumentError, match=message):
         fit_ensemble(tensor, **{"ranks": 2, "progress": False, **arguments})
 

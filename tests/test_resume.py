@@ -159,7 +159,7 @@ def test_fits_that_ran_into_the_limit_go_further(tensor, whole, monkeypatch):
     ],
 )
 def test_other_settings_are_refused(tensor, whole, change, message, monkeypatch):
-    monkeypatch.setattr("vitxr.factor.ensemble.fit", None)
+    monkeypatch.setattr("vitxr.factor.fits.fit", None)
     with pytest.raises(ArgumentError, match=message):
         fit_ensemble(tensor, **{**GIVEN, "resume": whole, **change})
 
@@ -187,7 +187,7 @@ def another(tensor, values):
     ],
 )
 def test_another_tensor_is_refused(tensor, whole, other, message, monkeypatch):
-    monkeypatch.setattr("vitxr.factor.ensemble.fit", None)
+    monkeypatch.setattr("vitxr.factor.fits.fit", None)
     with pytest.raises(DataError, match=message):
         fit_ensemble(other(tensor), **GIVEN, resume=whole)
 

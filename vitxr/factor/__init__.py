@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vitxr.factor.checks import METHODS
 from vitxr.factor.compare import align, congruence, factor_match_score, similarity
+from vitxr.factor.consistency import core_consistency
 from vitxr.factor.convert import from_tensorly, to_tensorly
 from vitxr.factor.ensemble import best, fit_ensemble
 from vitxr.factor.methods import factorize
@@ -15,6 +16,7 @@ __all__ = [
     "align",
     "best",
     "congruence",
+    "core_consistency",
     "explained",
     "factor_match_score",
     "factorize",
