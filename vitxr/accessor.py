@@ -17,6 +17,8 @@ _ELSEWHERE = {
     "activity": "activations, ds.vit.activity()",
     "factorize": "a neuron tensor, ds.vit.neuron_tensor(layer=0).vit.factorize(rank=25)",
     "fit_ensemble": "a neuron tensor, ds.vit.neuron_tensor(layer=0).vit.fit_ensemble([20, 25])",
+    "choose_rank": "a neuron tensor, ds.vit.neuron_tensor(layer=0).vit.choose_rank([5, 10, 20])",
+    "core_consistency": "a neuron tensor, t.vit.core_consistency(factors)",
     "to_mat": "a neuron tensor or matrix, t.vit.to_mat(path)",
     "embed": "a Dataset of factors, t.vit.factorize(rank=25).vit.embed()",
     "reconstruct": "a Dataset of factors, f.vit.reconstruct()",
@@ -201,6 +203,38 @@ class VitArray(_Hints):
 
         given = (ranks, replicates, method, random_state, tol, max_iter, progress, resume, floors)
         return fit_ensemble(self._array, *given, **options)
+
+    def choose_rank(
+        self,
+        ranks: Sequence[int],
+        replicates: int = 3,
+        splits: int = 3,
+        method: str = "ncp_hals",
+        random_state: int = 0,
+        tol: float = 1e-5,
+        max_iter: int = 500,
+        progress: bool = True,
+        **options: Any,
+    ) -> xr.Dataset:
+        """Compare ranks by every criterion, each with what shuffled data give.
+
+        ``objective``, ``similarity``, ``core_consistency`` (rank, replicate),
+        ``split_half_score`` (rank, split), and ``shuffled_objective`` etc. See
+        :func:`vitxr.factor.choose_rank`.
+        """
+        from vitxr.factor import choose_rank
+
+        given = (ranks, replicates, splits, method, random_state, tol, max_iter, progress)
+        return choose_rank(self._array, *given, **options)
+
+    def core_consistency(self, factors: xr.Dataset) -> float:
+        """Core consistency of a CP model of this tensor, in percent.
+
+        See :func:`vitxr.factor.core_consistency`.
+        """
+        from vitxr.factor import core_consistency
+
+        return core_consistency(self._array, factors)
 
     def to_mat(self, path: str | Path) -> Path:
         """Write a MATLAB file with the original notebook's variable names.

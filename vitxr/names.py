@@ -71,6 +71,7 @@ DIMS: dict[str, str] = {
     "shift_component": "column of the shift factor of a Tucker model",
     "rank": "number of components of a model",
     "replicate": "repetition of a fit from another random start",
+    "split": "random division of the neurons into halves",
     "iteration": "iteration of a fit (0-based)",
     "pc": "coordinate of an embedding (1-based)",
 }
@@ -233,6 +234,14 @@ VARIABLES: dict[str, Variable] = {
     "shuffled_factor_match_score": _v(
         "rank replicate", "1", "factor match score with the best replicate, shuffled data", "f"
     ),
+    "core_consistency": _v("rank replicate", "%", "core consistency", "f"),
+    "split_half_score": _v(
+        "rank split", "1", "factor match score between halves of the neurons", "f"
+    ),
+    "shuffled_split_half_score": _v(
+        "rank split", "1", "factor match score between halves of the neurons, shuffled data", "f"
+    ),
+    "split_seed": _v("split", "", "seed of the division into halves", "iu"),
     # embeddings
     "score": _v(("neuron pc", "image pc", "shift pc"), "1", "coordinate on the embedding", "f"),
     "explained_variance": _v("pc", "1", "variance along the axis", "f"),

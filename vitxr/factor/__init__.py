@@ -8,6 +8,7 @@ from vitxr.factor.consistency import core_consistency
 from vitxr.factor.convert import from_tensorly, to_tensorly
 from vitxr.factor.ensemble import best, fit_ensemble
 from vitxr.factor.methods import factorize
+from vitxr.factor.rank import choose_rank
 from vitxr.factor.reconstruct import explained, reconstruct
 from vitxr.factor.transform import transform
 
@@ -15,6 +16,7 @@ __all__ = [
     "METHODS",
     "align",
     "best",
+    "choose_rank",
     "congruence",
     "core_consistency",
     "explained",

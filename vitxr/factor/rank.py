@@ -1,0 +1,190 @@
+"""Choosing the rank: every criterion of every rank, with what shuffled data give, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from vitxr.errors import ArgumentError, DataError
+from vitxr.factor import checks
+from vitxr.factor.blocks import own_threads
+from vitxr.factor.consistency import core_consistencies, why_undefined
+from vitxr.factor.fits import assemble, check_models, fit_jobs, fit_shuffled, seeds, teller
+from vitxr.factor.halves import split_half
+from vitxr.factor.shuffle import shuffle
+from vitxr.names import VARIABLES
+
+__all__ = ["choose_rank"]
+
+
+def choose_rank(
+    t: xr.DataArray,
+    ranks: int | Sequence[int],
+    replicates: int = 3,
+    splits: int = 3,
+    method: str = "ncp_hals",
+    random_state: int = 0,
+    tol: float = 1e-5,
+    max_iter: int = 500,
+    progress: bool = True,
+    **options: Any,
+) -> xr.Dataset:
+    """Compute what helps to choose the number of components, for several numbers of them.
+
+    No number is called the right one. Of each rank there are
+
+    - the objective of every replicate, which always falls; it falls less from the rank on at
+      which there is only noise left to describe;
+    - how alike the replicates are (:func:`vitxr.factor.fit_ensemble`);
+    - how alike models of two random halves of the neurons are in the factors that the halves
+      share, images and shifts: whether components are properties of the data or of the neurons
+      that were looked at;
+    - the core consistency of every replicate (:func:`vitxr.factor.core_consistency`);
+
+    and the same, but for core consistency, of a tensor with every neuron's entries shuffled
+    (:func:`vitxr.factor.shuffle.shuffle`). Scores of nonnegative models are far above 0 where
+    there is nothing to find: only what is above those of shuffled data says anything.
+
+    Parameters
+    ----------
+    t
+        Tensor as for :func:`vitxr.factor.factorize`, its first dimension that of neurons.
+    ranks
+        Ranks to compare, one or several, without repetition.
+    replicates
+        Fits of each rank, from different starts, here and of each half of the neurons.
+    splits
+        Random divisions of the neurons into halves.
+    method, random_state, tol, max_iter
+        As for :func:`vitxr.factor.fit_ensemble`, which gives the same fits.
+    progress
+        Show a bar over all fits.
+    **options
+        As for :func:`vitxr.factor.factorize`.
+
+    Returns
+    -------
+    xarray.Dataset
+        Over ``(rank, replicate)``: ``objective``, ``similarity``, ``factor_match_score``,
+        ``dead_components``, ``congruence``, ``degenerate``, ``failed``, ``iterations``,
+        ``seconds``, ``seed``, ``converged``, ``shuffled_objective``, ``shuffled_similarity``
+        and ``shuffled_factor_match_score``, all as at the root of an ensemble with floors, and
+        ``core_consistency``. Over ``(rank, split)``: ``split_half_score`` and
+        ``shuffled_split_half_score``, the factor match scores without neurons and weights of the
+        best fits of two halves. ``best_replicate(rank)``; ``split_seed(split)``. Core consistency
+        is NaN where it is not defined, and its attribute ``undefined`` says why.
+        Attributes as of an ensemble.
+
+    Raises
+    ------
+    ArgumentError
+        As :func:`vitxr.factor.fit_ensemble`; if ``splits`` is not a positive integer, or a rank is
+        too large for half of the neurons. Before anything is fitted.
+    DataError
+        As :func:`vitxr.factor.fit_ensemble`; if there are fewer than four neurons.
+    KeyboardInterrupt
+        If interrupted: nothing is kept. An ensemble is, and can be resumed.
+
+    Notes
+    -----
+    For R ranks, n replicates and s splits ``2 R n (1 + s)`` fits, of which those of halves cost
+    half as much. A Dask tensor too large for memory is read in each pass of each fit; its chunks
+    have to divide neurons, with all images and shifts of a neuron in one.
+
+    References
+    ----------
+    Williams et al. (2018), Neuron 98, 1099-1115; Bro and Kiers (2003), Journal of Chemometrics
+    17, 274-286; Adali and Acar et al. (2022), Reproducibility in matrix and tensor
+    decompositions, IEEE Signal Processing Magazine 39(4), 8-24.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> data = np.einsum("ir,jr,kr->ijk", *(rng.random((n, 2)) for n in (20, 4, 5)))
+    >>> t = xr.DataArray(data, dims=("neuron", "image", "shift"))
+    >>> found = choose_rank(t, ranks=[1, 2, 3], replicates=2, splits=2, progress=False)
+    >>> found.objective.dims, found.split_half_score.dims
+    (('rank', 'replicate'), ('rank', 'split'))
+    """
+    from tqdm.auto import tqdm
+
+    options, checked = check_models(
+        t, ranks, replicates, method, random_state, tol, max_iter, options
+    )
+    _check_splits(t, checked, splits, method)
+    tensor = checks.prepare(t, method, options)
+    settings = {"method": method, "tol": float(tol), "max_iter": int(max_iter), "options": options}
+    jobs = [(rank, seed) for rank in checked for seed in seeds(random_state, rank, replicates)]
+    shuffle_seed, *split_seeds = seeds(random_state, 0, 1 + splits)
+    total = 2 * len(jobs) * (1 + 2 * splits)
+    with tqdm(total=total, desc=method, unit="fit", disable=not progress, miniters=0) as bar:
+        tell = teller(bar, jobs)
+        fits, failures, interrupted = fit_jobs(tensor, jobs, settings, tell)
+        if interrupted:
+            raise KeyboardInterrupt
+        if len(failures) == len(fits):
+            raise DataError(failures[0])
+        found = assemble(tensor, fits, replicates, settings, int(random_state)).to_dataset()
+        consistency, reasons = _consistencies(tensor, fits)
+        del fits
+        data = tensor.labelled.copy(data=tensor.data)
+        null = checks.prepare(shuffle(data, shuffle_seed), method, options)
+        floors = fit_shuffled(null, jobs, settings, tell)
+        if floors is None:
+            raise KeyboardInterrupt
+        both = [data, null.labelled.copy(data=null.data)]
+        scores = [
+            [split_half(one, jobs, settings, seed, tell) for seed in split_seeds] for one in both
+        ]
+
+    shape = (len(checked), replicates)
+    of_fits = {**floors, "core_consistency": np.reshape(consistency, shape)}
+    of_splits = dict(zip(("split_half_score", "shuffled_split_half_score"), scores, strict=True))
+    for name, values in of_fits.items():
+        found[name] = (("rank", "replicate"), values, VARIABLES[name].attrs)
+    for name, columns in of_splits.items():
+        found[name] = (("rank", "split"), np.stack(columns, axis=1), VARIABLES[name].attrs)
+    found["split_seed"] = ("split", np.array(split_seeds), VARIABLES["split_seed"].attrs)
+    found = found.assign_coords(split=np.arange(splits))
+    if reasons:
+        found["core_consistency"].attrs["undefined"] = "; ".join(reasons)
+    found.attrs["shuffle_seed"] = shuffle_seed
+    return found
+
+
+def _check_splits(t: xr.DataArray, ranks: Sequence[int], splits: int, method: str) -> None:
+    if not checks.is_int(splits) or splits < 1:
+        raise ArgumentError(f"splits is {splits!r}; expected an integer of 1 or more.")
+    if "split" in t.dims or "split" in t.coords:
+        raise ArgumentError(
+            "the tensor has a dimension or coordinate named split, as the result will have: "
+            "rename or drop it first, t.rename(split=...)."
+        )
+    dim, n = t.dims[0], t.shape[0]
+    if n < 4:
+        raise DataError(
+            f"the tensor has {n} of {dim}, its first dimension, along which it is halved; expected "
+            "4 or more: bring the dimension of neurons to the front, t.transpose(...)."
+        )
+    for rank in ranks:
+        try:
+            checks.check_rank(t.isel({dim: slice(n // 2)}), rank, method)
+        except ArgumentError as error:
+            raise ArgumentError(f"of half of {dim}: {error}") from None
+
+
+def _consistencies(
+    tensor: checks.Tensor, fits: Sequence[xr.Dataset]
+) -> tuple[list[float], list[str]]:
+    """Core consistency of each fit, NaN where it is not defined, and reasons why not."""
+    why = [why_undefined(tensor.labelled, f.sizes["component"]) for f in fits]
+    defined = [i for i, f in enumerate(fits) if not why[i] and np.isfinite(float(f["objective"]))]
+    out = [float("nan")] * len(fits)
+    with own_threads() as pool:
+        values = core_consistencies(tensor, [fits[i] for i in defined], pool)
+    for i, value in zip(defined, values, strict=True):
+        out[i] = value
+    return out, list(dict.fromkeys(reason for reason in why if reason))
