@@ -57,6 +57,7 @@ docs: $(VENV)/.installed  ## write the vocabulary's page again; check all links
 bench: $(VENV)/.installed  ## speed, as ratios measured side by side
 	$(BIN)/python benchmarks/main_job.py
 	$(BIN)/python benchmarks/extract.py
+	$(BIN)/python benchmarks/ncp.py
 
 app: $(VENV)/.installed  ## look at the demo's report
 	test -e demo/report.html || $(MAKE) demo

@@ -323,3 +323,41 @@ def tensor_to_factorize(N, dim=3):
     else:
         N_filtered = N.reshape((N.shape[0], N.shape[1], 1))
     return N_filtered
+
+
+def ncp_hals(X, start, tol=1e-5, max_iter=500):
+    """The fit that get_tensor_factors calls, tensortools' ``ncp_hals``, from a given start.
+
+    Returns the factors and the objectives, one after each iteration.
+    """
+    U = [np.array(f, X.dtype) for f in start]
+    rank = U[0].shape[1]
+    normX = np.linalg.norm(X)
+    obj_hist = []
+    # DIFFERS: tensortools makes one iteration more than it is asked for.
+    while len(obj_hist) < max_iter:
+        for n in range(X.ndim):
+            components = [U[j] for j in range(X.ndim) if j != n]
+            grams = np.prod([arr.T @ arr for arr in components], axis=0)
+            # DIFFERS: tensortools has einsum multiply all components at a time.
+            kr = components[0]
+            for arr in components[1:]:
+                kr = (kr[:, None] * arr).reshape(-1, rank)
+            Xmkr = np.moveaxis(X, n, 0).reshape(X.shape[n], -1).dot(kr)
+            factors = U[n]
+            if rank == 1:
+                factors[:] = np.maximum(0.0, Xmkr / grams[0, 0])
+                continue
+            for itr in range(3):
+                for p in range(rank):
+                    idx = np.arange(rank) != p
+                    # DIFFERS: factors[:, idx] @ grams[idx][:, p] there, compiled by numba.
+                    Cp = factors @ np.where(idx, grams[:, p], 0)
+                    r = (Xmkr[:, p] - Cp) / np.maximum(grams[p, p], 1e-6)
+                    factors[:, p] = np.maximum(r, 0.0)
+        grams *= U[n].T @ U[n]
+        residsq = np.sum(grams) - 2 * np.sum(U[n] * Xmkr) + (normX**2)
+        obj_hist.append(np.sqrt(residsq) / normX)
+        if len(obj_hist) > 1 and obj_hist[-2] - obj_hist[-1] < tol:
+            break
+    return U, np.array(obj_hist)

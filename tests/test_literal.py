@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import literal  # noqa: E402  (needs torch)
+from test_hals import slow_ncp_hals  # noqa: E402
 
 STEP = 5
 ROWS, COLS = 16, 24  # 4 x 6 patches: a grid that is not square
@@ -250,3 +251,14 @@ def test_2D_without_shifts_takes_images_for_frames(model, images):
     assert out.shape == (3, N_MAPS * N_NEURONS)  # all images, whatever the count says
     for got, expected in zip((out, fm_avg, kept), (want[0], want[1], want[3]), strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize(("shape", "rank"), [((7, 5, 6), 3), ((4, 6, 1), 2), ((5, 4, 3), 1)])
+def test_ncp_hals_is_the_algorithm_written_out(shape, rank):
+    rng = np.random.default_rng(0)
+    x, start = rng.random(shape), [rng.random((n, rank)) for n in shape]
+    factors, objectives = literal.ncp_hals(x, start, tol=1e-6, max_iter=40)
+    expected, history = slow_ncp_hals(x, start, tol=1e-6, max_iter=40)
+    np.testing.assert_allclose(objectives, history, rtol=1e-9)
+    for got, want in zip(factors, expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-9)
