@@ -72,7 +72,7 @@ def test_compression_is_nearly_the_best_there_is():
     bases = [small.rows, *small.sides]
     assert [b is None for b in bases] == [False, True, False]
     for basis in (bases[0], bases[2]):
-        np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-12)
+        np.testing.assert_allclose(basis.T @ basis, np.eye(basis.shape[1]), atol=1e-10)
     core = small.core.reshape(len(bases[0].T), 12, len(bases[2].T))
     missing = np.linalg.norm(
         x - np.einsum("ajc,ia,kc->ijk", core, bases[0], bases[2], optimize=True)
@@ -112,7 +112,7 @@ def test_compressed_is_no_worse_than_plain_over_seeds(noise):
     # Reported objectives are those of the tensor (as exact as float32 products are), and so is
     # the stop.
     for one, direct in zip(inside, final[1], strict=True):
-        assert one.history[-1] == pytest.approx(direct, abs=5e-6)
+        assert one.history[-1] == pytest.approx(direct, abs=2e-7 / direct)
         assert one.converged
         assert one.history[-2] - one.history[-1] < 1e-5
         assert 2 <= len(one.history) - one.compressed_iterations < len(one.history)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitxr.factor.blocks import Pool, Share, block_rows, row_blocks, shares
+from vitxr.factor.blocks import MAX_ROWS, Pool, Share, block_rows, row_blocks, shares
 from vitxr.factor.engine import Compressed
 
 __all__ = ["TIGHTER", "compress", "pays"]
@@ -28,6 +28,9 @@ GAIN = 10
 #: What inside the compressed tensor the tolerance is multiplied by. An iteration there costs
 #: little, and a fit that has gone on for longer makes up for what the compression has missed.
 TIGHTER = 0.25
+#: Directions of the long mode with a smaller part than this of the squares of the first are
+#: dropped: there is nothing in them but rounding.
+NOTHING = 1e-12
 #: Seed of the drawn directions: the same for all fits, whatever their seeds.
 SEED = 0
 
@@ -103,30 +106,24 @@ def compress(x: Any, rank: int, pool: Pool) -> Compressed:
     dtype, others = np.dtype(x.dtype), x.shape[1:]
     kept = directions(x.shape, rank)
     wide = min((kept[0] or x.shape[0]) + EXTRA, *_unfolding(x.shape))
-    rows = block_rows(x.shape, dtype.itemsize)
-    walk = shares(x, rows, pool.threads)
-
     groups = math.prod(others[:-1])
     draws = np.random.default_rng(SEED).standard_normal((others[-1], -(-wide // groups)))
     draws = draws.astype(dtype)
-    basis = np.linalg.qr(
-        _rowwise(x, lambda b: (b.reshape(-1, others[-1]) @ draws).reshape(len(b), -1), pool)
-    )[0]
+    drawn = groups * draws.shape[1]
+    basis, _, _ = _left_vectors(
+        _rowwise(x, lambda b: (b.reshape(-1, others[-1]) @ draws).reshape(len(b), -1), drawn, pool),
+        pool,
+    )
 
-    def project(share: Share) -> Array:
-        total = np.zeros((basis.shape[1], math.prod(others)))
-        for where, block in row_blocks(x, rows, share):
-            total += basis[where].T @ block
-        return total
-
+    y = _project(x, basis, pool)
     # Of many directions those with most of the data.
-    y = sum(pool.map(project, walk))
     vectors = np.linalg.eigh(y @ y.T)[1][:, ::-1][:, :wide]
     wanted = np.linalg.qr((vectors.T @ y).astype(dtype).T)[0]
-    image = _rowwise(x, lambda b: b @ wanted, pool)
-    left, values, right = np.linalg.svd(image, full_matrices=False)
-    n = min(kept[0] or wide, wide)
-    core = ((values[:n, None] * right[:n]) @ wanted.T).reshape(n, *others)
+    del basis  # of the size of a factor, as is what follows
+    image = _rowwise(x, lambda b: b @ wanted, wanted.shape[1], pool)
+    left, values, right = _left_vectors(image, pool)
+    n = min(kept[0] or wide, len(values))
+    core = ((values[:n, None] * right[:n]).astype(dtype) @ wanted.T).reshape(n, *others)
     sides: list[Array | None] = [None] * len(others)
     for mode, size in enumerate(kept[1:], start=1):
         if size is not None:
@@ -145,12 +142,56 @@ def _unfolding(shape: tuple[int, ...]) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
 
-def _rowwise(x: Any, task: Any, pool: Pool) -> Array:
-    """Apply a function to every block of rows, and put the results together."""
+def _rowwise(x: Any, task: Any, width: int, pool: Pool) -> Array:
+    """Apply a function to every block of rows, and put the results, of some width, together."""
+    rows = block_rows(x.shape, np.dtype(x.dtype).itemsize)
+    out = np.empty((x.shape[0], width), x.dtype)
+
+    def work(share: Share) -> None:
+        for where, block in row_blocks(x, rows, share):
+            out[where] = task(block)
+
+    pool.map(work, shares(x, rows, pool.threads))
+    return out
+
+
+def _project(x: Any, basis: Array, pool: Pool) -> Array:
+    """Transpose of a basis of the first mode times the unfolded tensor, added up in float64."""
     rows = block_rows(x.shape, np.dtype(x.dtype).itemsize)
 
-    def work(share: Share) -> list[Array]:
-        return [task(block) for _, block in row_blocks(x, rows, share)]
+    def work(share: Share) -> Array:
+        total = np.zeros((basis.shape[1], math.prod(x.shape[1:])))
+        for where, block in row_blocks(x, rows, share):
+            total += basis[where].T @ block
+        return total
 
-    parts = pool.map(work, shares(x, rows, pool.threads))
-    return np.concatenate([one for part in parts for one in part])
+    return np.asarray(sum(pool.map(work, shares(x, rows, pool.threads))))
+
+
+def _left_vectors(tall: Array, pool: Pool) -> tuple[Array, Array, Array]:
+    """Singular value decomposition of a tall matrix, by way of its Gram matrix in float64.
+
+    Such a matrix has as many rows as the long mode. LAPACK would copy it several times; here the
+    left vectors take its place.
+    """
+    walk = shares(tall, MAX_ROWS, pool.threads)
+
+    def gram(share: Share) -> Array:
+        total = np.zeros((tall.shape[1],) * 2)
+        for where in share:
+            block = tall[where].astype(np.float64)
+            total += block.T @ block
+        return total
+
+    squares, vectors = np.linalg.eigh(sum(pool.map(gram, walk)))
+    squares, vectors = squares[::-1], vectors[:, ::-1]
+    n = int((squares > NOTHING * squares[0]).sum())
+    values, vectors = np.sqrt(squares[:n]), vectors[:, :n]
+    turn = vectors / values
+
+    def replace(share: Share) -> None:
+        for where in share:
+            tall[where, :n] = tall[where].astype(np.float64) @ turn
+
+    pool.map(replace, walk)
+    return tall[:, :n], values, vectors.T
