@@ -35,7 +35,8 @@ _OF_IMAGE = ("image", "label", "source", "height", "width", "sha256")
 _PRECISION = ("float32", "bfloat16")
 #: Bytes of one layer of one unit: shards are about this large.
 _SHARD_BYTES = 40_000_000
-#: Frames of a unit, at least, where images have few: with fewer there would be many small files.
+#: Frames of a unit, at least, where batches are "auto" and images have few: with fewer there would
+#: be many small files.
 _FRAMES = 16
 #: Feature maps in an inner chunk of a shard.
 _CHUNK_MAPS = 16
@@ -273,6 +274,7 @@ def make_plan(
         )
     fixed = checks.check_channels(feature_maps, model.channels)
     batch = checks.check_batch(batch_size, model, precision)
+    unit = max(batch, _FRAMES) if batch_size == "auto" else batch
     attrs = provenance(model, shifts, preprocess, precision, storage_dtype)
     weights = attrs["model_fingerprint"]
     model = model.cast(precision)
@@ -305,14 +307,14 @@ def make_plan(
         batch=batch,
         coords=coords,
         attrs=attrs,
-        cut=_cut(coords, frame, len(blocks), np.dtype(storage.dtype).itemsize, batch),
+        cut=_cut(coords, frame, len(blocks), np.dtype(storage.dtype).itemsize, unit),
     )
 
 
 def _cut(
-    coords: xr.Dataset, frame: dict[str, tuple[int, ...]], layers: int, itemsize: int, batch: int
+    coords: xr.Dataset, frame: dict[str, tuple[int, ...]], layers: int, itemsize: int, frames: int
 ) -> Cut:
-    """Cut units: rows of one image that fill a shard; of images with few frames, several."""
+    """Cut units: rows of one image that fill a shard; of images with few, so many frames."""
     images, rows, columns = (coords.sizes[d] for d in ("image", "shift_y", "shift_x"))
     heaviest = max(
         math.prod(shape) // (layers if "layer" in VARIABLES[name].dims[0] else 1)
@@ -323,7 +325,7 @@ def _cut(
     rows_per_unit = _even(rows, most, max(1, most // 2))
     images_per_unit = 1
     if rows_per_unit == rows:
-        fill = min(max(batch, _FRAMES) // (rows * columns), _SHARD_BYTES // (per_row * rows))
+        fill = min(frames // (rows * columns), _SHARD_BYTES // (per_row * rows))
         # All alike, as far as that goes: with fewer, passes would cost more than padding.
         images_per_unit = math.ceil(images / math.ceil(images / max(1, fill)))
     return Cut(images, rows, images_per_unit, rows_per_unit)
