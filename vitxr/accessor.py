@@ -20,6 +20,7 @@ _ELSEWHERE = {
     "choose_rank": "a neuron tensor, ds.vit.neuron_tensor(layer=0).vit.choose_rank([5, 10, 20])",
     "core_consistency": "a neuron tensor, t.vit.core_consistency(factors)",
     "to_mat": "a neuron tensor or matrix, t.vit.to_mat(path)",
+    "smooth": "a neuron tensor, t.vit.smooth(sigma=1)",
     "embed": "a Dataset of factors, t.vit.factorize(rank=25).vit.embed()",
     "reconstruct": "a Dataset of factors, f.vit.reconstruct()",
     "explained": "a Dataset of factors, f.vit.explained(t)",
@@ -235,6 +236,20 @@ class VitArray(_Hints):
         from vitxr.factor import core_consistency
 
         return core_consistency(self._array, factors)
+
+    def smooth(
+        self,
+        sigma: float | tuple[float, float] = 1.0,
+        mode: Literal["wrap", "reflect"] | None = None,
+    ) -> xr.DataArray:
+        """Smooth every response by a Gaussian over the shift lattice, lazily.
+
+        ``sigma`` in lattice steps; around the edge where the lattice closes. See
+        :func:`vitxr.factor.smooth`.
+        """
+        from vitxr.factor import smooth
+
+        return smooth(self._array, sigma, mode)
 
     def to_mat(self, path: str | Path) -> Path:
         """Write a MATLAB file with the original notebook's variable names.

@@ -44,6 +44,7 @@ PROVENANCE = (
     "layer",
     "ranking",
     "drop_edge",
+    "smoothing",
 )
 
 #: Every dimension and what its index means.

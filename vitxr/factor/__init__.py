@@ -10,6 +10,7 @@ from vitxr.factor.ensemble import best, fit_ensemble
 from vitxr.factor.methods import factorize
 from vitxr.factor.rank import choose_rank
 from vitxr.factor.reconstruct import explained, reconstruct
+from vitxr.factor.smooth import smooth
 from vitxr.factor.transform import transform
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "from_tensorly",
     "reconstruct",
     "similarity",
+    "smooth",
     "to_tensorly",
     "transform",
 ]
