@@ -20,6 +20,7 @@ _ELSEWHERE = {
     "choose_rank": "a neuron tensor, ds.vit.neuron_tensor(layer=0).vit.choose_rank([5, 10, 20])",
     "core_consistency": "a neuron tensor, t.vit.core_consistency(factors)",
     "to_mat": "a neuron tensor or matrix, t.vit.to_mat(path)",
+    "factorize_aligned": "a neuron tensor, t.vit.factorize_aligned(rank=10)",
     "smooth": "a neuron tensor, t.vit.smooth(sigma=1)",
     "embed": "a Dataset of factors, t.vit.factorize(rank=25).vit.embed()",
     "reconstruct": "a Dataset of factors, f.vit.reconstruct()",
@@ -236,6 +237,18 @@ class VitArray(_Hints):
         from vitxr.factor import core_consistency
 
         return core_consistency(self._array, factors)
+
+    def factorize_aligned(
+        self, rank: int, random_state: int = 0, tol: float = 1e-5, max_iter: int = 2000
+    ) -> xr.Dataset:
+        """Fit nonnegative CP to responses rolled on the shift lattice to where they fit it best.
+
+        Factors as of :meth:`factorize`, and ``roll_y(neuron, image)``, ``roll_x``. See
+        :func:`vitxr.factor.factorize_aligned`.
+        """
+        from vitxr.factor import factorize_aligned
+
+        return factorize_aligned(self._array, rank, random_state, tol, max_iter)
 
     def smooth(
         self,

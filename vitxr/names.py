@@ -243,6 +243,11 @@ VARIABLES: dict[str, Variable] = {
         "rank split", "1", "factor match score between halves of the neurons, shuffled data", "f"
     ),
     "split_seed": _v("split", "", "seed of the division into halves", "iu"),
+    # rolls of aligned fits
+    "roll_y": _v("neuron image", "1", "roll of the response, lattice steps down", "iu"),
+    "roll_x": _v("neuron image", "1", "roll of the response, lattice steps to the right", "iu"),
+    "roll_offset_y": _v("neuron image", "px", "roll of the response, down", "iu"),
+    "roll_offset_x": _v("neuron image", "px", "roll of the response, to the right", "iu"),
     # embeddings
     "score": _v(("neuron pc", "image pc", "shift pc"), "1", "coordinate on the embedding", "f"),
     "explained_variance": _v("pc", "1", "variance along the axis", "f"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vitxr.factor.aligned import factorize_aligned, roll
 from vitxr.factor.checks import METHODS
 from vitxr.factor.compare import align, congruence, factor_match_score, similarity
 from vitxr.factor.consistency import core_consistency
@@ -23,9 +24,11 @@ __all__ = [
     "explained",
     "factor_match_score",
     "factorize",
+    "factorize_aligned",
     "fit_ensemble",
     "from_tensorly",
     "reconstruct",
+    "roll",
     "similarity",
     "smooth",
     "to_tensorly",
