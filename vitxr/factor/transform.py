@@ -202,7 +202,7 @@ def _nonnegative(f: xr.Dataset, dim: str) -> bool:
                 "squares do not obey: give nonnegative=True or False to have them all the same."
             )
     if options.get("nonnegative") is not None:
-        return dim in options["nonnegative"]
+        return dim in np.atleast_1d(options["nonnegative"]).tolist()
     return METHODS[method].nonnegative
 
 
