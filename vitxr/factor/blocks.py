@@ -105,9 +105,9 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def block_rows(shape: Sequence[int], itemsize: int) -> int:
-    """Rows of a block."""
-    of_block = BLOCK_BYTES // (math.prod(shape[1:]) * itemsize)
+def block_rows(shape: Sequence[int], itemsize: int, size: int = BLOCK_BYTES) -> int:
+    """Rows of a block of a size in bytes."""
+    of_block = size // (math.prod(shape[1:]) * itemsize)
     return max(MIN_ROWS, min(of_block, MAX_ROWS))
 
 

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import xarray as xr
 
 from vitxr.errors import ArgumentError, DataError
 from vitxr.factor import blocks
+from vitxr.factor.masks import Masked, read_mask
 from vitxr.factor.rules import Rules, read_rules
 
 __all__ = [
@@ -59,7 +60,7 @@ METHODS: dict[str, Method] = {
 IN_MEMORY_BYTES = 2 << 30
 
 #: Options of "ncp_hals".
-OPTIONS = ("compress", "start", "fixed", "nonnegative", "sparsity")
+OPTIONS = ("compress", "start", "fixed", "nonnegative", "sparsity", "mask")
 
 #: Options of tensorly's functions that are not passed on, and why.
 RESERVED = {
@@ -106,12 +107,30 @@ TAKEN = ("component", "iteration", "rank", "replicate", "pc")
 
 @dataclass(frozen=True)
 class Tensor:
-    """A checked tensor: float data (NumPy, C-contiguous, or Dask), norm, rules for its factors."""
+    """A checked tensor.
+
+    Attributes
+    ----------
+    labelled
+        As it was given.
+    data
+        Float, NumPy (C-contiguous) or Dask.
+    norm
+        Of the entries that count.
+    rules
+        What is asked of its factors.
+    mask
+        Entries that count, bool, of the same shape; None where all do.
+    start_norm
+        What the norm would be if the others were as large.
+    """
 
     labelled: xr.DataArray
     data: Any
     norm: float
     rules: Rules
+    mask: Any
+    start_norm: float
 
 
 def check_arguments(
@@ -227,18 +246,20 @@ def check_rank(t: xr.DataArray, rank: int | Sequence[int], method: str) -> tuple
 
 
 def prepare(t: xr.DataArray, method: str, options: dict[str, Any]) -> Tensor:
-    """Convert a tensor, check its values in one pass, and measure its norm."""
-    rules = Rules.plain(t.ndim)
+    """Convert a tensor, check the values that count in one pass, and measure their norm."""
+    rules, mask = Rules.plain(t.ndim), None
     nonnegative = METHODS[method].nonnegative
     if method == "constrained_parafac":
         nonnegative = bool(options.get("non_negative"))
     elif method == "ncp_hals":
         rules = read_rules(t, options)
         nonnegative = all(rules.nonnegative)
-        if options.get("compress") and not rules.is_plain:
+        if options.get("mask") is not None:
+            mask = read_mask(t, options["mask"])
+        if options.get("compress") and (mask is not None or not rules.is_plain):
             raise ArgumentError(
                 "compress is True, and a compressed tensor is for plain nonnegative CP: leave it "
-                "out, or nonnegative, fixed and sparsity."
+                "out, or nonnegative, fixed, sparsity and mask."
             )
     small = t.dtype.itemsize <= 2 or t.dtype == np.float32
     data = t.data.astype(np.float32 if small else np.float64, copy=False)
@@ -249,14 +270,17 @@ def prepare(t: xr.DataArray, method: str, options: dict[str, Any]) -> Tensor:
     walked = blocks.rotate(data, mode)
     if hasattr(walked, "chunks"):
         _check_chunks(t, mode, blocks.slab_bytes(walked))
-    square = 0.0
-    for where, block in blocks.row_blocks(walked, blocks.block_rows(walked.shape, data.itemsize)):
+    square, masked = 0.0, None if mask is None else Masked(walked, mask, mode)
+    rows = blocks.block_rows(walked.shape, data.itemsize)
+    down, across = np.zeros(walked.shape[0], np.int64), np.zeros(walked.shape[1:], np.int64)
+    for where, block, kept in _walk(walked, masked, rows):
         with np.errstate(over="ignore"):  # reported below, with the remedy
             part = float(np.square(block, dtype=np.float64).sum())
         if not math.isfinite(part):
-            _refuse(
-                t, mode, where.start, ~np.isfinite(block), block, "non-finite", "drop or fill it"
-            )
+            remedy = "drop or fill it"
+            if method == "ncp_hals":
+                remedy += ", or hide it with mask=t.notnull() (infinite ones with np.isfinite(t))"
+            _refuse(t, mode, where.start, ~np.isfinite(block), block, "non-finite", remedy)
         if nonnegative and block.min() < 0:
             remedy = "rectify the tensor, or use parafac or tucker"
             if method == "ncp_hals":
@@ -264,19 +288,56 @@ def prepare(t: xr.DataArray, method: str, options: dict[str, Any]) -> Tensor:
             remedy = f"{method} cannot fit it: {remedy}"
             _refuse(t, mode, where.start, block < 0, block, "negative", remedy)
         square += part
+        if kept is not None:
+            down[where] = kept.sum(axis=1)
+            across += kept.sum(axis=0).reshape(across.shape)
+    count = t.size
+    if masked is not None:
+        count = int(down.sum())
+        _check_hidden(t, mode, down, across)
+        if count == t.size:  # hides nothing
+            mask = None
     if square == 0:
         raise DataError(
             "the tensor is zero everywhere, so that there is nothing to factorize: select "
             "feature maps that are active, or another layer."
         )
     low, high = RANGE[data.dtype.name]
-    size = math.sqrt(square / t.size)
+    size = math.sqrt(square / count)
     if not low <= size <= high:
         raise DataError(
             f"the root mean square of the tensor is {size:.3g}; {data.dtype} fits need "
             f"{low:g} to {high:g}: divide the tensor by that number."
         )
-    return Tensor(t, data, math.sqrt(square), rules)
+    start_norm = math.sqrt(square * (t.size / count))
+    return Tensor(t, data, math.sqrt(square), rules, mask, start_norm)
+
+
+def _walk(
+    walked: Any, masked: Masked | None, rows: int
+) -> Iterator[tuple[slice, Array, Array | None]]:
+    """Walk over a tensor; what a mask hides is 0."""
+    if masked is None:
+        for where, block in blocks.row_blocks(walked, rows):
+            yield where, block, None
+    else:
+        for where, block, kept, _ in masked.walk(rows):
+            yield where, np.where(kept, block, block.dtype.type(0)), kept
+
+
+def _check_hidden(t: xr.DataArray, mode: int, down: Array, across: Array) -> None:
+    """Refuse a mask that hides a whole slice of a dimension, by its labels."""
+    for i in range(t.ndim):
+        dim = t.dims[(mode + i) % t.ndim]
+        others = tuple(k for k in range(t.ndim - 1) if k != i - 1)
+        hidden = np.flatnonzero((down if i == 0 else across.sum(axis=others)) == 0)
+        if len(hidden):
+            names = ", ".join(_label(t, dim, place) for place in hidden[:3])
+            more = f" and {len(hidden) - 3} more" if len(hidden) > 3 else ""
+            raise DataError(
+                f"the mask hides all of {names}{more}, of which nothing could be said: leave "
+                f"{'it' if len(hidden) == 1 else 'them'} out of the tensor, t.drop_isel({dim}=...)."
+            )
 
 
 def tensorly_function(method: str) -> Callable[..., Any]:
@@ -314,16 +375,19 @@ def _refuse(
     behind = t.shape[mode + 1 :] + t.shape[:mode]
     turned = (start + row, *np.unravel_index(column, behind))
     index = [turned[(m - mode) % t.ndim] for m in range(t.ndim)]
-    labels = []
-    for dim, i in zip(t.dims, index, strict=True):
-        label: object = t.indexes[dim][i] if dim in t.indexes else i
-        if isinstance(label, tuple):
-            levels = zip(t.indexes[dim].names, label, strict=True)
-            label = "(" + ", ".join(f"{name} {value}" for name, value in levels) + ")"
-        labels.append(f"{dim} {label}")
+    labels = [_label(t, dim, i) for dim, i in zip(t.dims, index, strict=True)]
     raise DataError(
         f"the tensor holds a {what} value, {block[row, column]}, at {', '.join(labels)}; {remedy}."
     )
+
+
+def _label(t: xr.DataArray, dim: Any, place: int) -> str:
+    """Name an element of a dimension."""
+    label: object = t.indexes[dim][place] if dim in t.indexes else place
+    if isinstance(label, tuple):
+        levels = zip(t.indexes[dim].names, label, strict=True)
+        label = "(" + ", ".join(f"{name} {value}" for name, value in levels) + ")"
+    return f"{dim} {label}"
 
 
 def is_int(value: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -11,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitxr.factor.blocks import Pool, block_rows
+from vitxr.factor.blocks import BLOCK_BYTES, Pool, block_rows
 from vitxr.factor.kernels import contract, hals_update, khatri_rao, l1_penalty, l1_terms
+from vitxr.factor.masks import MASKED_BYTES, Masked
 from vitxr.factor.rows import Holder, LocalRows, Pass
 from vitxr.factor.rules import Rules
 
@@ -85,6 +87,7 @@ def iterate(
     max_iter: int,
     pool: Pool,
     rules: Rules | None = None,
+    masked: Masked | None = None,
     early: int = 0,
     rows: int | None = None,
     after: Callable[[Model], object] | None = None,
@@ -117,6 +120,10 @@ def iterate(
     rules
         What is asked of the factors, in the order of the modes of ``x``; by default that they are
         nonnegative.
+    masked
+        The same tensor with the entries that count. What does not is filled in by each model as
+        it was before the iteration. Its objective is known in the next pass, so that there is
+        one more pass than iterations.
     early
         How many of the last modes come before the first one in an iteration: where the mode in
         front is not the first of the notebook's. They are updated once before the first pass,
@@ -129,46 +136,68 @@ def iterate(
     """
     compressed = x if isinstance(x, Compressed) else None
     data = x if compressed is None else compressed.rows
-    rows = rows or block_rows(data.shape, data.dtype.itemsize)
+    if rows is None:
+        size = BLOCK_BYTES if masked is None else MASKED_BYTES
+        rows = block_rows(data.shape, data.dtype.itemsize, size)
     active = [m for m in models if len(m.history) < max_iter and not m.converged]
     # Models of one rank side by side: the small modes of all of them are updated in common.
     active.sort(key=lambda m: m.rank)
     if not active:
         return
     modes = len(active[0].factors)
-    holder = LocalRows(data, rows, pool)
+    holder = LocalRows(data, rows, pool, masked)
     rules = rules or Rules.plain(modes)
-    state = _State(active, compressed, holder, np.dtype(data.dtype), rules, norm)
+    state = _State(
+        active, compressed, holder, np.dtype(data.dtype), rules, norm, masked is not None
+    )
+    ends = functools.partial(_ends, tol=tol, max_iter=max_iter, after=after)
+    if masked is not None:
+        begun = False
+        while state.models:
+            penalties = state.penalties()
+            state.accumulate(pool)
+            if begun:  # what is known now are the objectives of the models before this pass
+                ends(state, state.missed(), penalties)
+            state.update(range(1, modes), pool)
+            begun = True
+        return
     if early and not active[0].compressed_iterations:
         state.accumulate(pool, update=False)
         state.update(range(modes - early, modes), pool)
-    while active:
+    while state.models:
         state.accumulate(pool)
         state.update(range(1, modes - early), pool)
-        keep = []
-        for i, (model, residual) in enumerate(zip(active, state.residuals(), strict=True)):
-            keep.append(not _ends(model, residual, state.penalty(i), tol, max_iter))
-            if not keep[-1]:
-                state.finish(i)  # before the call: it may raise
-            if after is not None:
-                after(model)
-        if not all(keep):
-            state.drop(keep)
-            active = state.models
-        if early and active:
+        ends(state, state.residuals(), state.penalties())
+        if early:
             state.update(range(modes - early, modes), pool)
 
 
-def _ends(model: Model, residual: float, penalty: float | None, tol: float, max_iter: int) -> bool:
-    """Note the residual after an iteration; return whether it was the last."""
-    model.history.append(residual)
-    counts = model.history
-    if penalty is not None:
-        model.penalized.append(math.sqrt(residual**2 + 2 * penalty))
-        counts = model.penalized
-    seen = len(counts) - model.compressed_iterations
-    model.converged = seen > 1 and counts[-2] - counts[-1] < tol
-    return model.converged or len(counts) >= max_iter
+def _ends(
+    state: _State,
+    residuals: list[float],
+    penalties: list[float] | None,
+    *,
+    tol: float,
+    max_iter: int,
+    after: Callable[[Model], object] | None,
+) -> None:
+    """Note the residuals after an iteration, and take out the models of which it was the last."""
+    keep = []
+    for i, (model, residual) in enumerate(zip(state.models, residuals, strict=True)):
+        model.history.append(residual)
+        counts = model.history
+        if penalties is not None:
+            model.penalized.append(math.sqrt(residual**2 + 2 * penalties[i]))
+            counts = model.penalized
+        seen = len(counts) - model.compressed_iterations
+        model.converged = seen > 1 and counts[-2] - counts[-1] < tol
+        keep.append(not model.converged and len(model.history) < max_iter)
+        if not keep[-1]:
+            state.finish(i)  # before the call: it may raise
+        if after is not None:
+            after(model)
+    if not all(keep):
+        state.drop(keep)
 
 
 class _State:
@@ -185,9 +214,11 @@ class _State:
         dtype: Any,
         rules: Rules,
         norm: float,
+        refills: bool,
     ):
         self.models, self.compressed = models, compressed
         self.holder, self.dtype, self.rules, self.norm = holder, dtype, rules, norm
+        self.refills = refills
         modes = len(models[0].factors)
         self.floor = FLOOR * min(1.0, norm ** (2 * (modes - 1) / modes))
         self.grams = [
@@ -197,6 +228,7 @@ class _State:
         self.totals = [[f.sum(axis=1, dtype=np.float64) for f in m.factors] for m in models]
         self.products: list[Array] = []
         self.inner = [0.0] * len(models)
+        self.squares_missed = [0.0] * len(models)
         holder.take(np.concatenate([m.factors[0] for m in models]))
 
     def finish(self, number: int) -> None:
@@ -213,6 +245,7 @@ class _State:
         self.totals = list(itertools.compress(self.totals, keep))
         self.products = list(itertools.compress(self.products, keep))
         self.inner = list(itertools.compress(self.inner, keep))
+        self.squares_missed = list(itertools.compress(self.squares_missed, keep))
 
     def _sides(self, model: Model) -> list[Array]:
         """Factors of all modes but the first, in the bases of a compressed tensor."""
@@ -225,7 +258,7 @@ class _State:
         """One pass over the tensor: update the first mode (unless told not to), then Y."""
         fixed = self.rules.fixed[0]
         sides = [self._sides(m) for m in self.models]
-        if fixed and self.products:  # Y stays as it is
+        if fixed and self.products and not self.refills:  # Y stays as it is
             self._inner_of(sides)
             return
         core = None if self.compressed is None else self.compressed.core
@@ -247,6 +280,7 @@ class _State:
             small = y.astype(self.dtype)
             y = _by_columns(pool, lambda part: small @ core[:, part], core.shape[1])
         self.products = [y[where] for where in task.models]
+        self.squares_missed = sums.missed.tolist()
         if update:
             self.inner = sums.inner.tolist()
             for i, where in enumerate(task.models):
@@ -261,6 +295,8 @@ class _State:
 
     def update(self, modes: range, pool: Pool) -> None:
         """Update other modes from Y, models of one rank in common."""
+        if not self.models:
+            return
         ranks = [m.rank for m in self.models]
         groups = [
             [i for i, _ in group]
@@ -313,11 +349,15 @@ class _State:
         weights, lengths, totals = self._columns(number)
         return l1_terms(self.norm * weights, lengths, totals, mode)
 
-    def penalty(self, number: int) -> float | None:
-        """Penalty of a model, of the tensor divided by its norm; None without one."""
+    def penalties(self) -> list[float] | None:
+        """Penalties of the models, of the tensor divided by its norm; None without one."""
         if not any(self.rules.sparsity):
             return None
-        return l1_penalty(*self._columns(number)) / self.norm
+        return [l1_penalty(*self._columns(i)) / self.norm for i in range(len(self.models))]
+
+    def missed(self) -> list[float]:
+        """Relative residuals of the entries that count, of the models before the last pass."""
+        return [math.sqrt(square) / self.norm for square in self.squares_missed]
 
     def residuals(self) -> list[float]:
         """Relative residuals, from the product of the mode that was updated last."""

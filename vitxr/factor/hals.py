@@ -20,6 +20,7 @@ from vitxr.factor.blocks import Pool, blocked_mode, own_threads, rotate, squared
 from vitxr.factor.compress import TIGHTER, compress
 from vitxr.factor.engine import Model, iterate
 from vitxr.factor.kernels import random_start
+from vitxr.factor.masks import Masked, survey
 from vitxr.factor.rules import Rules
 
 __all__ = ["Fit", "fit_models", "ncp_hals", "random_start"]
@@ -175,11 +176,12 @@ def fit_models(
     x: Any,
     starts: Sequence[Sequence[Array]],
     *,
-    norm: float,
+    norm: float | None,
     tol: float,
     max_iter: int,
     pool: Pool,
     rules: Rules | None = None,
+    mask: Any = None,
     compressed: bool = False,
     rows: int | None = None,
     callback: Callable[[int, int, float, bool], object] | None = None,
@@ -192,13 +194,19 @@ def fit_models(
     Parameters
     ----------
     x, norm, tol, max_iter, compressed, rows
-        As for :func:`ncp_hals`.
+        As for :func:`ncp_hals`. With a mask the norm is that of the entries that count.
     starts
         For each model its factors ``(n, rank)``; ranks may differ.
     pool
         Threads, from :func:`vitxr.factor.blocks.own_threads`.
     rules
         What is asked of the factors, by mode; by default that they are nonnegative.
+    mask
+        Entries that count: bool, of the shape of ``x``, NumPy or Dask, or a
+        :class:`vitxr.factor.masks.Speckle`. The others are filled in by each model as it was
+        before the iteration, in which the mode walked over is then the first; the history is
+        ``|W (X - M)| / |W X|``. What is held out by a speckle:
+        :func:`vitxr.factor.masks.masked_errors`.
     callback
         Called with the number of the model, its iteration, its objective, and whether that was
         the last, after each.
@@ -241,10 +249,13 @@ def fit_models(
             callback(number, len(model.history) - 1, model.history[-1], done)
 
     rules = rules or Rules.plain(modes)
-    if compressed and not rules.is_plain:
-        raise ValueError(f"a compressed tensor is for plain nonnegative CP, not for {rules}")
-    given: dict[str, Any] = {"norm": norm, "pool": pool, "early": early, "after": tell}
-    given["rules"] = rules.turned(early)
+    if compressed and (mask is not None or not rules.is_plain):
+        raise ValueError("a compressed tensor is for plain nonnegative CP without a mask")
+    masked = None if mask is None else Masked(data, mask, early)
+    if norm is None:
+        norm = survey(masked, pool).norm if masked else math.sqrt(squared_norm(data))
+    given: dict[str, Any] = {"norm": norm, "pool": pool, "after": tell}
+    given |= {"rules": rules.turned(early), "masked": masked, "early": 0 if masked else early}
     interrupted = False
     try:
         small = compress(data, max(m.rank for m in models), pool) if compressed else None

@@ -17,6 +17,7 @@ from vitxr._version import __version__
 from vitxr.factor.blocks import blocked_mode, own_threads, relative_residuals, rotate
 from vitxr.factor.checks import METHODS, Tensor
 from vitxr.factor.kernels import khatri_rao
+from vitxr.factor.masks import masked_errors
 from vitxr.names import VARIABLES, provenance
 
 __all__ = ["Found", "assemble", "describe", "label", "ordered_cp", "ordered_tucker"]
@@ -62,9 +63,12 @@ def label(
         pairs = [_pair(core, units, mode) for core, units in models]
         whole = [i for i, one in enumerate(found) if not one.failure]
         objectives = [math.nan] * len(found)
-        residuals = relative_residuals(
-            rotate(tensor.data, mode), [pairs[i] for i in whole], tensor.norm, pool
-        )
+        if tensor.mask is None:
+            chosen = [pairs[i] for i in whole]
+            residuals = relative_residuals(rotate(tensor.data, mode), chosen, tensor.norm, pool)
+        else:
+            scaled = [[models[i][0] * models[i][1][0], *models[i][1][1:]] for i in whole]
+            residuals = masked_errors(tensor.data, scaled, tensor.mask, pool)[0].tolist()
         for i, residual in zip(whole, residuals, strict=True):
             objectives[i] = residual
     return [

@@ -98,6 +98,10 @@ def factorize(
           then, of ``X`` and the model divided by ``|X|``,
           ``|X - M|^2 / 2 + sum_r weight[r] sum_d sparsity[d] |<d>_factor[:, r]|_1``, with unit
           columns: the scale of the factors has no part in it.
+        - ``mask``, a DataArray of bool, broadcast against ``t``: True where a value is observed.
+          Others, which may be NaN, have no part in the fit, nor in ``objective``, which is then
+          ``|W (X - M)| / |W X|``: each model fills them in as it goes (EM). The tensor is walked
+          over along its longest dimension as always, which here comes first in an iteration.
         - ``compress``, whether to iterate on a compressed tensor first, and finish on the tensor
           itself (:mod:`vitxr.factor.compress`): by default where that is much less work, and none
           of the others is given.
@@ -238,14 +242,14 @@ def _fit_ours(
         starts = [start_factors(tensor.labelled, start, ranks[0][0], rules)]
     else:
         starts = [
-            random_start(shape, rank, tensor.norm, seed)
+            random_start(shape, rank, tensor.start_norm, seed)
             for (rank,), seed in zip(ranks, seeds, strict=True)
         ]
     compressed = options.get("compress")  # None is for where it pays
     if compressed is None:
         mode = blocked_mode(tensor.data)
         compressed = pays(shape[mode:] + shape[:mode], max(rank for (rank,) in ranks))
-        compressed = compressed and rules.is_plain and start is None
+        compressed &= rules.is_plain and start is None and tensor.mask is None
     with own_threads() as pool:
         fits = hals.fit_models(
             tensor.data,
@@ -255,6 +259,7 @@ def _fit_ours(
             max_iter=max_iter,
             pool=pool,
             rules=rules,
+            mask=tensor.mask,
             compressed=compressed,
             callback=tell,
         )

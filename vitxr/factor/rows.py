@@ -13,8 +13,9 @@ import numpy.typing as npt
 
 from vitxr.factor.blocks import Pool, Share, row_blocks, shares
 from vitxr.factor.kernels import hals_update
+from vitxr.factor.masks import Masked
 
-__all__ = ["Holder", "LocalRows", "Pass", "Sums", "sweep"]
+__all__ = ["Holder", "LocalRows", "Pass", "Sums", "sweep", "sweep_masked"]
 
 Array = npt.NDArray[Any]
 
@@ -67,12 +68,29 @@ class Sums:
         For each model ``<X, M>``; zero where nothing was updated.
     totals
         Sums of the columns of the first factors, where there is a penalty; zero elsewhere.
+    missed
+        Where there is a mask, for each model ``|X - M|^2`` of the entries that count, before the
+        pass; zero elsewhere.
     """
 
     y: Array
     squares: list[Array]
     inner: Array
     totals: Array
+    missed: Array
+
+    @classmethod
+    def zeros(cls, task: Pass) -> Sums:
+        """Return sums of nothing."""
+        columns, models = len(task.lead), len(task.grams)
+        squares = [np.zeros_like(g) for g in task.grams]
+        return cls(
+            np.zeros(task.lead.shape),
+            squares,
+            np.zeros(models),
+            np.zeros(columns),
+            np.zeros(models),
+        )
 
     def __iadd__(self, other: Sums) -> Sums:
         self.y += other.y
@@ -80,6 +98,7 @@ class Sums:
             mine += theirs
         self.inner += other.inner
         self.totals += other.totals
+        self.missed += other.missed
         return self
 
 
@@ -97,7 +116,7 @@ class Holder(Protocol):
         """Make one pass over the tensor."""
 
     def give(self, columns: slice) -> Array:
-        """Return first factors, a copy."""
+        """Return first factors, a copy; where there is a mask, those before the last pass."""
 
     def keep(self, columns: Array) -> None:
         """Go on with some of the columns, a mask."""
@@ -106,18 +125,20 @@ class Holder(Protocol):
 class LocalRows:
     """Threads over blocks of one array, NumPy or Dask, the mode to walk over in front."""
 
-    def __init__(self, data: Any, rows: int, pool: Pool):
-        self._data, self._rows, self._pool = data, rows, pool
+    def __init__(self, data: Any, rows: int, pool: Pool, masked: Masked | None = None):
+        self._data, self._rows, self._pool, self._masked = data, rows, pool, masked
         self._walk = shares(data, rows, pool.threads)
         self._factor: Array = np.empty((0, data.shape[0]), data.dtype)
+        self._before: Array = self._factor
 
     def take(self, factor: Array) -> None:
         """Take over first factors."""
         self._factor = factor
 
     def give(self, columns: slice) -> Array:
-        """Return first factors, a copy."""
-        return self._factor[columns].copy()
+        """Return first factors, a copy; where there is a mask, those before the last pass."""
+        factor = self._factor if self._masked is None else self._before
+        return factor[columns].copy()
 
     def keep(self, columns: Array) -> None:
         """Go on with some of the columns, a mask."""
@@ -125,8 +146,14 @@ class LocalRows:
 
     def run(self, task: Pass) -> Sums:
         """Make one pass over the tensor."""
+        masked = self._masked
+        if masked is not None:
+            self._before = self._factor.copy()
 
         def work(share: Share) -> Sums:
+            if masked is not None:
+                walk = masked.walk(self._rows, share)
+                return sweep_masked(walk, self._factor, task, self._pool.turn)
             blocks = row_blocks(self._data, self._rows, share)
             return sweep(blocks, self._factor, task, self._pool.turn)
 
@@ -159,14 +186,8 @@ def sweep(
     turn
         Held while HALS runs: its many short calls would have threads wait for the interpreter.
     """
-    dtype, models = factor.dtype, task.models
-    out = Sums(
-        np.zeros(task.lead.shape),
-        [np.zeros_like(g) for g in task.grams],
-        np.zeros(len(models)),
-        np.zeros(len(factor)),
-    )
-    product = np.empty(task.lead.shape, dtype)
+    models, out = task.models, Sums.zeros(task)
+    product = np.empty(task.lead.shape, factor.dtype)
     for where, block in blocks:
         tile = np.ascontiguousarray(factor[:, where])
         if task.floor is not None:
@@ -183,4 +204,49 @@ def sweep(
                 out.totals += tile.sum(axis=1, dtype=np.float64)
             factor[:, where] = tile
         out.y += np.matmul(tile, block, out=product)
+    return out
+
+
+def sweep_masked(
+    blocks: Iterable[tuple[slice, Array, Array, Array | None]],
+    factor: Array,
+    task: Pass,
+    turn: AbstractContextManager[Any],
+) -> Sums:
+    """Do as :func:`sweep` does, with what does not count filled in by each model itself.
+
+    In a block ``X_b`` entries that do not count are those of the model as it was before the pass,
+    and the update is that of the full block: the expectation and the maximization of an EM
+    algorithm. ``|X - M|`` of the entries that count cannot rise by it.
+
+    Parameters
+    ----------
+    blocks
+        Rows, the block, the entries that count: :meth:`vitxr.factor.masks.Masked.walk`.
+    factor, task, turn
+        As for :func:`sweep`.
+    """
+    models, out = task.models, Sums.zeros(task)
+    for where, block, kept, _ in blocks:
+        tile = np.ascontiguousarray(factor[:, where])
+        model, filled = np.empty((2, *block.shape), factor.dtype)
+        for i, (part, gram) in enumerate(zip(models, task.grams, strict=True)):
+            own, lead = tile[part], task.lead[part]
+            np.matmul(own.T, lead, out=model)
+            filled[...] = model
+            np.copyto(filled, block, where=kept)
+            model -= filled
+            # By row: a long sum in float32 would lose digits.
+            out.missed[i] += np.vecdot(model, model).astype(np.float64).sum()
+            if task.floor is not None:
+                target = lead @ filled.T
+                if task.linear is not None:
+                    target -= task.linear[part]
+                with turn:
+                    hals_update(own, target, gram, task.floor, task.nonnegative)
+                double = own.astype(np.float64)
+                out.squares[i] += double @ double.T
+                out.totals[part] += double.sum(axis=1)
+            out.y[part] += own @ filled
+        factor[:, where] = tile
     return out
