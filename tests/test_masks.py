@@ -12,7 +12,7 @@ from test_hals import khatri_rao, planted, slow_ncp_hals
 from test_rules import penalty_of
 
 from vitxr.errors import ArgumentError, DataError
-from vitxr.factor import best, blocks, checks, factorize, fit_ensemble, hals
+from vitxr.factor import best, blocks, checks, choose_rank, factorize, fit_ensemble, hals
 from vitxr.factor.masks import Masked, Speckle, masked_errors, survey
 from vitxr.factor.rules import Rules
 
@@ -303,6 +303,53 @@ def test_lazy_tensor_and_mask_are_read_together(monkeypatch):
     assert len(reads) == 3 * passes
 
 
+def test_an_ensemble_is_resumed_with_the_same_mask_only():
+    given = {"replicates": 2, "progress": False, "max_iter": 10}
+    tree = fit_ensemble(T, [2], mask=KEPT, **given)
+    more = fit_ensemble(T, [1, 2], mask=KEPT.copy(deep=True), resume=tree, **given)
+    np.testing.assert_array_equal(
+        more.objective.sel(rank=2).values, tree.objective.sel(rank=2).values
+    )
+    other = KEPT.copy(data=random_mask(T.shape, 0.8, seed=1))
+    with pytest.raises(ArgumentError, match="the ensemble to resume was fitted with options"):
+        fit_ensemble(T, [1, 2], mask=other, resume=tree, **given)
+
+
+def test_a_small_lazy_tensor_and_its_mask_are_read_once():
+    t = neuron_tensor().where(random_mask((12, 5, 6), 0.8))
+    reads = []
+
+    def read(block):
+        reads.append(block.shape)
+        return block
+
+    lazy = t.chunk(neuron=6)
+    lazy = lazy.copy(data=lazy.data.map_blocks(read, dtype=t.dtype, meta=np.empty(())))
+    with dask.config.set(scheduler="synchronous"):
+        f = factorize(lazy, 2, mask=lazy.notnull(), max_iter=5)
+    assert len(reads) == 2
+    eager = factorize(t, 2, mask=t.notnull(), max_iter=5)
+    np.testing.assert_array_equal(f.neuron_factor, eager.neuron_factor)
+
+
+def test_what_had_ended_before_an_interrupt_is_whole():
+    _, x = planted((60, 7, 8), 3, noise=0.3)
+    kept, seen = random_mask(x.shape), []
+
+    def stop(number, iteration, objective, done):
+        seen.extend([number] * done)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    fits, _ = fit(x, kept, callback=stop, max_iter=500)
+    full, _ = fit(x, kept, max_iter=500)
+    assert [i for i, f in enumerate(fits) if not f.interrupted] == sorted(seen)
+    for i in seen:
+        np.testing.assert_array_equal(fits[i].history, full[i].history)
+        for ours, theirs in zip(fits[i].factors, full[i].factors, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
 T = neuron_tensor()
 KEPT = T.copy(data=random_mask(T.shape, 0.8))
 
@@ -354,6 +401,10 @@ def test_values_refused():
     assert np.isfinite(factorize(bad, 2, mask=hidden, max_iter=3).objective)
     with pytest.raises(ArgumentError, match=r"compress is True.*mask"):
         factorize(T, 2, mask=KEPT, compress=True)
+    with pytest.raises(ArgumentError, match="floors are True and there is a mask"):
+        fit_ensemble(T, [2], 2, mask=KEPT, floors=True)
+    with pytest.raises(ArgumentError, match="choose_rank takes no mask"):
+        choose_rank(T, [2], mask=KEPT)
     with pytest.raises(ArgumentError, match="mask cannot be passed to parafac"):
         factorize(T, 2, "parafac", mask=KEPT)
 

@@ -330,5 +330,12 @@ def test_ensembles_take_rules_and_refuse_a_start():
     alone = factorize(T, 2, sparsity={"neuron": 0.05}, random_state=int(f.seed), max_iter=20)
     np.testing.assert_allclose(f.neuron_factor, alone.neuron_factor, atol=1e-4)
     assert tree["rank_2"].penalized_objective_history.dims == ("replicate", "iteration")
-    with pytest.raises(ArgumentError, match="start is one model and 2 are to be fitted"):
+    more = fit_ensemble(
+        T, [1, 2], 2, sparsity={"neuron": 0.05}, progress=False, max_iter=20, resume=tree
+    )
+    xr.testing.assert_equal(
+        more["rank_2"].penalized_objective_history, tree["rank_2"].penalized_objective_history
+    )
+    assert np.isfinite(more["rank_1"].penalized_objective_history[:, 0]).all()
+    with pytest.raises(ArgumentError, match="start is one model, from which all fits"):
         fit_ensemble(T, [2], 2, start=F, progress=False)

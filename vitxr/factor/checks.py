@@ -247,6 +247,8 @@ def check_rank(t: xr.DataArray, rank: int | Sequence[int], method: str) -> tuple
 
 def prepare(t: xr.DataArray, method: str, options: dict[str, Any]) -> Tensor:
     """Convert a tensor, check the values that count in one pass, and measure their norm."""
+    import dask
+
     rules, mask = Rules.plain(t.ndim), None
     nonnegative = METHODS[method].nonnegative
     if method == "constrained_parafac":
@@ -265,6 +267,7 @@ def prepare(t: xr.DataArray, method: str, options: dict[str, Any]) -> Tensor:
     data = t.data.astype(np.float32 if small else np.float64, copy=False)
     lazy = t.chunks is not None
     if not lazy or method != "ncp_hals" or data.nbytes <= IN_MEMORY_BYTES:
+        data, mask = dask.compute(data, mask)  # together: masks are often made from the tensor
         data = np.ascontiguousarray(data)
     mode = blocks.blocked_mode(data) if hasattr(data, "chunks") else 0
     walked = blocks.rotate(data, mode)

@@ -137,6 +137,11 @@ def fit_ensemble(
     )
     if not isinstance(floors, bool | np.bool_):
         raise ArgumentError(f"floors is {floors!r}; expected True or False.")
+    if floors and options.get("mask") is not None:
+        raise ArgumentError(
+            "floors are True and there is a mask: the entries of a neuron are shuffled, and hidden "
+            "ones would come into view; leave one of the two out."
+        )
     tensor = checks.prepare(t, method, options)
     settings = {"method": method, "tol": float(tol), "max_iter": int(max_iter), "options": options}
     jobs = [(r, seed) for r in checked for seed in seeds(random_state, r, replicates)]

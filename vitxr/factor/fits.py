@@ -76,6 +76,11 @@ def check_models(
     checked = [checks.check_rank(t, rank, method)[0] for rank in wanted]
     if not checked or len(set(checked)) < len(checked):
         raise ArgumentError(f"ranks is {ranks!r}; expected one or more ranks, each once.")
+    if options.get("start") is not None:
+        raise ArgumentError(
+            "start is one model, from which all fits of a rank would be the same: give it to "
+            "factorize."
+        )
     return options, checked
 
 

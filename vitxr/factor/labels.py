@@ -18,6 +18,7 @@ from vitxr.factor.blocks import blocked_mode, own_threads, relative_residuals, r
 from vitxr.factor.checks import METHODS, Tensor
 from vitxr.factor.kernels import khatri_rao
 from vitxr.factor.masks import masked_errors
+from vitxr.factor.rules import told
 from vitxr.names import VARIABLES, provenance
 
 __all__ = ["Found", "assemble", "describe", "label", "ordered_cp", "ordered_tucker"]
@@ -167,18 +168,10 @@ def _dataset(
         "rank": core.shape[0] if cp else list(core.shape),
         "tol": float(tol),
         "max_iter": int(max_iter),
-        "options": json.dumps(options, default=_short),
+        "options": told(options),
         "versions": json.dumps(used),
     }
     return ds
-
-
-def _short(option: object) -> str:
-    """Say in a few words what an option was."""
-    if isinstance(option, xr.DataArray | xr.Dataset):
-        sizes = ", ".join(f"{dim}: {n}" for dim, n in option.sizes.items())
-        return f"{type(option).__name__} ({sizes})"
-    return repr(option)
 
 
 def _unit_columns(factor: Array) -> tuple[Array, Array]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from vitxr.errors import ArgumentError, DataError
+from vitxr.errors import DataError
 from vitxr.factor import hals
 from vitxr.factor.blocks import blocked_mode, own_threads
 from vitxr.factor.checks import (
@@ -234,11 +234,6 @@ def _fit_ours(
 ) -> tuple[list[Found], bool]:
     shape, rules, start = tensor.data.shape, tensor.rules, options.get("start")
     if start is not None:
-        if len(ranks) > 1:
-            raise ArgumentError(
-                f"start is one model and {len(ranks)} are to be fitted, which would all be the "
-                "same: give it to factorize."
-            )
         starts = [start_factors(tensor.labelled, start, ranks[0][0], rules)]
     else:
         starts = [

@@ -114,6 +114,11 @@ def choose_rank(
     options, checked = check_models(
         t, ranks, replicates, method, random_state, tol, max_iter, options
     )
+    if options.get("mask") is not None:
+        raise ArgumentError(
+            "choose_rank takes no mask: data are shuffled and halved, and hidden values would come "
+            "into view; compare fits of fit_ensemble(..., mask=...), or fill the values."
+        )
     _check_splits(t, checked, splits, method)
     tensor = checks.prepare(t, method, options)
     settings = {"method": method, "tol": float(tol), "max_iter": int(max_iter), "options": options}

@@ -15,6 +15,8 @@ from vitxr.errors import ArgumentError, DataError
 from vitxr.factor.blocks import blocked_mode, own_threads, relative_residuals, rotate
 from vitxr.factor.checks import Tensor
 from vitxr.factor.kernels import khatri_rao
+from vitxr.factor.masks import masked_errors
+from vitxr.factor.rules import told
 from vitxr.names import VARIABLES
 
 __all__ = ["kept", "merged_versions"]
@@ -27,6 +29,7 @@ OWN = (
     "weight",
     "objective",
     "objective_history",
+    "penalized_objective_history",
     "converged",
     "iterations",
     "compressed_iterations",
@@ -128,7 +131,7 @@ def _children(tree: xr.DataTree) -> dict[int, xr.DataTree]:
 
 def _check_settings(attrs: Any, settings: dict[str, Any], random_state: int) -> None:
     wanted = {**settings, "random_state": random_state}
-    wanted["options"] = json.loads(json.dumps(settings["options"], default=repr))
+    wanted["options"] = json.loads(told(settings["options"]))
     have = {name: attrs.get(name) for name in wanted}
     have = {k: v.item() if isinstance(v, np.generic) else v for k, v in have.items()}  # netCDF's
     have["options"] = json.loads(have["options"] or "{}")
@@ -188,15 +191,17 @@ def _check_objective(tensor: Tensor, fits: Sequence[xr.Dataset | None]) -> None:
     f = next((f for f in fits if f is not None), None)
     if f is None:
         return
-    dims = tensor.labelled.dims
-    mode = blocked_mode(tensor.data)
-    first, *others = [
-        np.asarray(f[f"{dims[(mode + i) % len(dims)]}_factor"].values, np.float64)
-        for i in range(len(dims))
-    ]
-    pair = (first * f["weight"].values, khatri_rao([factor.T for factor in others]))
+    factors = [f[f"{dim}_factor"].values.astype(np.float64) for dim in tensor.labelled.dims]
+    factors[0] *= f["weight"].values
     with own_threads() as pool:
-        objective = relative_residuals(rotate(tensor.data, mode), [pair], tensor.norm, pool)[0]
+        if tensor.mask is not None:
+            objective = float(masked_errors(tensor.data, [factors], tensor.mask, pool)[0][0])
+        else:
+            mode = blocked_mode(tensor.data)
+            first, *others = factors[mode:] + factors[:mode]
+            pair = (first, khatri_rao([factor.T for factor in others]))
+            data = rotate(tensor.data, mode)
+            objective = relative_residuals(data, [pair], tensor.norm, pool)[0]
     recorded = float(f["objective"])
     if not math.isclose(objective, recorded, rel_tol=SAME_OBJECTIVE, abs_tol=1e-7):
         _refuse(

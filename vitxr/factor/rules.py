@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import numbers
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ import xarray as xr
 
 from vitxr.errors import ArgumentError, DataError
 
-__all__ = ["Rules", "read_rules", "start_factors"]
+__all__ = ["Rules", "read_rules", "start_factors", "told"]
 
 Array = npt.NDArray[Any]
 
@@ -188,6 +189,29 @@ def start_factors(t: xr.DataArray, start: Any, rank: int, rules: Rules) -> list[
     for mode in free:
         factors[mode] = factors[mode] * weight ** (1 / len(free))
     return factors
+
+
+def told(options: Mapping[str, Any]) -> str:
+    """Write options down as JSON; an array by its dims, its sizes and a hash of its values.
+
+    Examples
+    --------
+    >>> told({"nonnegative": ("image",), "compress": None})
+    '{"nonnegative": ["image"], "compress": null}'
+    """
+    return json.dumps(dict(options), default=_told)
+
+
+def _told(option: object) -> str:
+    if not isinstance(option, xr.DataArray | xr.Dataset):
+        return repr(option)
+    sizes = ", ".join(f"{dim}: {n}" for dim, n in option.sizes.items())
+    said = f"{type(option).__name__} ({sizes})"
+    if isinstance(option, xr.DataArray):
+        from dask.base import tokenize
+
+        said += f" {tokenize(option.data)}"
+    return said
 
 
 def _dims(dims: Sequence[str], name: str, given: Any) -> tuple[str, ...]:
