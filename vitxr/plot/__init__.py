@@ -15,7 +15,13 @@ from vitxr.plot.attention import attention_matrices, attention_query
 from vitxr.plot.classes import predictions
 from vitxr.plot.components import factors
 from vitxr.plot.curves import factor_curves
-from vitxr.plot.fits import objective_by_rank, similarity_by_rank
+from vitxr.plot.fits import (
+    core_consistency_by_rank,
+    objective_by_rank,
+    rank_choice,
+    similarity_by_rank,
+    split_half_by_rank,
+)
 from vitxr.plot.images import shifts, stimuli
 from vitxr.plot.manifold import embedding, embedding_3d, explained_variance, patch_colors
 from vitxr.plot.maps import feature_map_layers, neuron_matrix
@@ -26,6 +32,7 @@ __all__ = [
     "activity",
     "attention_matrices",
     "attention_query",
+    "core_consistency_by_rank",
     "embedding",
     "embedding_3d",
     "explained_variance",
@@ -38,9 +45,11 @@ __all__ = [
     "objective_by_rank",
     "patch_colors",
     "predictions",
+    "rank_choice",
     "render",
     "save",
     "shifts",
     "similarity_by_rank",
+    "split_half_by_rank",
     "stimuli",
 ]
