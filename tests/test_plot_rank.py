@@ -20,6 +20,8 @@ def found():
     ds["split_half_score"] = (halves, rng.random((3, 2)))
     ds["shuffled_split_half_score"] = (halves, rng.random((3, 2)))
     ds["core_consistency"] = (both, [[100.0, 90.0], [np.nan, np.nan], [-4000.0, 20.0]])
+    for name in ("train_error", "test_error"):
+        ds[name] = (("rank", "replicate", "split"), rng.random((3, 2, 2)))
     return ds.assign_coords(rank=[4, 16, 2], replicate=[0, 1], split=[0, 1])
 
 
@@ -69,13 +71,34 @@ def test_core_consistency_far_below_stands_at_the_edge(found):
         plot.core_consistency_by_rank(undefined)
 
 
+def test_held_out_entries_of_the_fit_that_was_best_on_those_kept(found):
+    picture = plot.held_out_by_rank(found)
+    by_rank = found.sortby("rank")
+    best = by_rank.train_error.argmin("replicate")
+    for label, name in (("Held_out", "test_error"), ("Kept", "train_error")):
+        expected = by_rank[name].isel(replicate=best).mean("split")
+        values = shown(picture, "Curve", label).dimension_values("value")
+        np.testing.assert_allclose(values, expected)
+    points = shown(picture, "Scatter", "Held_out_comma_one_fit")
+    np.testing.assert_array_equal(
+        points.dimension_values("value"), by_rank.test_error.values.ravel()
+    )
+    nothing = found.assign(test_error=found.test_error * np.nan)
+    nothing.test_error.attrs["undefined"] = "parafac takes no masks"
+    with pytest.raises(DataError, match="to draw: parafac takes no masks"):
+        plot.held_out_by_rank(nothing)
+
+
 def test_all_in_one_and_what_is_missing_left_out(found):
-    assert len(plot.rank_choice(found)) == 4
-    single = found.isel(replicate=[0]).assign(core_consistency=found.core_consistency * np.nan)
+    assert len(plot.rank_choice(found)) == 5
+    single = found.isel(replicate=[0])
+    single = single.assign({n: single[n] * np.nan for n in ("core_consistency", "test_error")})
     assert len(plot.rank_choice(single)) == 2
     assert plot.render(plot.rank_choice(found), dpi=40)["png"].startswith(b"\x89PNG")
     import holoviews as hv
 
     assert hv.Store.renderers["bokeh"].get_plot(plot.rank_choice(found)) is not None
+    with pytest.raises(DataError, match=r"`test_error`.*choose_rank"):
+        plot.rank_choice(found.drop_vars("test_error"))
     with pytest.raises(DataError, match="choose_rank"):
         plot.split_half_by_rank(found.drop_vars("split_half_score"))

@@ -18,6 +18,8 @@ from vitxr.factor import (
     methods,
 )
 from vitxr.factor.halves import halves
+from vitxr.factor.held_out import HELD_OUT
+from vitxr.factor.masks import Speckle
 from vitxr.factor.shuffle import shuffle
 from vitxr.names import validate
 
@@ -98,6 +100,21 @@ def test_halves_are_compared_as_defined(found, tensor):
         assert float(found[name].sel(rank=3)[1]) == pytest.approx(expected, abs=1e-3)
 
 
+def test_errors_are_those_of_a_stored_mask(found, tensor):
+    for split in (0, 1):
+        held = Speckle(HELD_OUT, int(found.split_seed[split])).held(tensor.shape)
+        assert 0.08 < held.mean() < 0.12
+        at = found.sel(rank=3).isel(replicate=1, split=split)
+        kept = xr.DataArray(~held, dims=DIMS)
+        f = factorize(tensor, 3, random_state=int(at.seed), max_iter=60, mask=kept)
+        arrays = [f[f"{d}_factor"].values.astype(float) for d in DIMS]
+        model = np.einsum("r,ir,jr,kr->ijk", f.weight.values, *arrays)
+        x = tensor.values.astype(float)
+        for name, chosen in (("train_error", ~held), ("test_error", held)):
+            expected = np.linalg.norm((x - model)[chosen]) / np.linalg.norm(x[chosen])
+            assert float(at[name]) == pytest.approx(expected, rel=1e-4)
+
+
 def test_halves_are_a_division():
     t = planted(shape=(7, 3, 3))
     one, other = halves(t, seed=3)
@@ -113,6 +130,11 @@ def test_curves_point_to_the_planted_rank(found):
     best = found.objective.min("replicate")
     gain = -best.diff("rank").sel(rank=[2, 3, 4])
     assert float(gain.sel(rank=3)) > 10 * float(gain.sel(rank=4))
+    test = found.test_error.min("replicate").mean("split")
+    assert int(test.idxmin()) == 3
+    assert float(test.sel(rank=9)) > 1.02 * float(test.sel(rank=3))
+    train = found.train_error.min("replicate").mean("split")
+    assert (train.diff("rank") < 0).all()
     right = found.sel(rank=3)
     assert (right.similarity > 0.99).all()
     assert (right.core_consistency > 95).all()
@@ -132,6 +154,8 @@ def test_data_without_structure_stay_on_their_floors():
     assert (abs(null.objective / high - 1) < 0.02).all()
     score, floor = (null[f"{p}split_half_score"].mean() for p in ("", "shuffled_"))
     assert abs(float(score - floor)) < 0.15
+    test = null.test_error.mean(["replicate", "split"])
+    assert int(test.idxmin()) == 2  # the fewest: nothing is predicted by more
     gain = -null.objective.min("replicate").diff("rank")
     assert float(gain.max()) < 2 * float(gain.min())
 
@@ -157,13 +181,23 @@ def test_larger_than_memory(tensor, monkeypatch):
 
 def test_one_bar_counts_all_fits(tensor, capsys):
     choose_rank(tensor, [1, 2], 2, splits=1, max_iter=3)
-    assert "24/24" in capsys.readouterr().err
+    assert "28/28" in capsys.readouterr().err
 
 
 def test_a_matrix(tensor):
     found = choose_rank(tensor[..., 0], [1, 2], 2, splits=1, max_iter=9, progress=False)
     assert np.isnan(found.core_consistency).all()
     assert "has 2 dimensions, and it takes three" in found.core_consistency.attrs["undefined"]
+    assert np.isfinite(found.split_half_score).all()
+    assert np.isfinite(found.test_error).all()
+
+
+def test_methods_without_masks_have_no_errors(tensor):
+    found = choose_rank(
+        tensor[:20], [1, 2], 1, 1, "non_negative_parafac", max_iter=3, progress=False
+    )
+    assert np.isnan(found.test_error).all()
+    assert found.test_error.attrs["undefined"].startswith("non_negative_parafac takes no masks")
     assert np.isfinite(found.split_half_score).all()
 
 
@@ -172,6 +206,7 @@ def test_a_matrix(tensor):
     [
         ({}, {"splits": 0}, ArgumentError, "splits is 0; expected an integer of 1 or more"),
         ({}, {"splits": True}, ArgumentError, "splits is True"),
+        ({}, {"mask": xr.DataArray(True)}, ArgumentError, "choose_rank takes no mask"),
         ({}, {"ranks": [2, 2]}, ArgumentError, "each once"),
         ({}, {"method": "tucker"}, ArgumentError, "Use one of: ncp_hals"),
         ({"neuron": slice(3)}, {}, DataError, "has 3 of neuron, .* expected 4 or more"),
@@ -190,7 +225,7 @@ def test_a_dimension_named_split_is_refused(tensor):
         choose_rank(tensor.rename(shift="split"), 2)
 
 
-@pytest.mark.parametrize("call", [1, 2, 3])
+@pytest.mark.parametrize("call", [1, 2, 3, 7])
 def test_interrupted(tensor, call, monkeypatch):
     real, calls = methods.hals.fit_models, []
 

@@ -72,7 +72,7 @@ DIMS: dict[str, str] = {
     "shift_component": "column of the shift factor of a Tucker model",
     "rank": "number of components of a model",
     "replicate": "repetition of a fit from another random start",
-    "split": "random division of the neurons into halves",
+    "split": "random division: of neurons into halves, of entries into kept and held out",
     "iteration": "iteration of a fit (0-based)",
     "pc": "coordinate of an embedding (1-based)",
 }
@@ -242,7 +242,9 @@ VARIABLES: dict[str, Variable] = {
     "shuffled_split_half_score": _v(
         "rank split", "1", "factor match score between halves of the neurons, shuffled data", "f"
     ),
-    "split_seed": _v("split", "", "seed of the division into halves", "iu"),
+    "train_error": _v("rank replicate split", "1", "relative residual, entries kept", "f"),
+    "test_error": _v("rank replicate split", "1", "relative residual, entries held out", "f"),
+    "split_seed": _v("split", "", "seed of the division", "iu"),
     # rolls of aligned fits
     "roll_y": _v("neuron image", "1", "roll of the response, lattice steps down", "iu"),
     "roll_x": _v("neuron image", "1", "roll of the response, lattice steps to the right", "iu"),

@@ -98,7 +98,7 @@ def core_consistency(t: xr.DataArray, f: xr.Dataset) -> float:
     if reason := why_undefined(t, rank):
         refused = DataError if t.ndim < 3 else ArgumentError
         raise refused(f"core consistency is not defined: {reason}.")
-    tensor = prepare(t, f.attrs.get("method", "ncp_hals"), {})
+    tensor = prepare(t, "ncp_hals", {"nonnegative": ()})  # which reads a large one in blocks
     with own_threads() as pool:
         return core_consistencies(tensor, [f], pool)[0]
 

@@ -14,6 +14,7 @@ from vitxr.factor.blocks import own_threads
 from vitxr.factor.consistency import core_consistencies, why_undefined
 from vitxr.factor.fits import assemble, check_models, fit_jobs, fit_shuffled, seeds, teller
 from vitxr.factor.halves import split_half
+from vitxr.factor.held_out import held_out
 from vitxr.factor.shuffle import shuffle
 from vitxr.names import VARIABLES
 
@@ -43,8 +44,11 @@ def choose_rank(
       share, images and shifts: whether components are properties of the data or of the neurons
       that were looked at;
     - the core consistency of every replicate (:func:`vitxr.factor.core_consistency`);
+    - how well models of nine tenths of the entries predict the tenth that is held out, drawn
+      entry by entry (speckled cross-validation): from some rank on they describe the noise of
+      what they see, and predict less;
 
-    and the same, but for core consistency, of a tensor with every neuron's entries shuffled
+    and the first three of a tensor with every neuron's entries shuffled
     (:func:`vitxr.factor.shuffle.shuffle`). Scores of nonnegative models are far above 0 where
     there is nothing to find: only what is above those of shuffled data says anything.
 
@@ -57,13 +61,13 @@ def choose_rank(
     replicates
         Fits of each rank, from different starts, here and of each half of the neurons.
     splits
-        Random divisions of the neurons into halves.
+        Random divisions of the neurons into halves, and of the entries into kept and held out.
     method, random_state, tol, max_iter
         As for :func:`vitxr.factor.fit_ensemble`, which gives the same fits.
     progress
         Show a bar over all fits.
     **options
-        As for :func:`vitxr.factor.factorize`.
+        As for :func:`vitxr.factor.factorize`, but for masks, and models to start from.
 
     Returns
     -------
@@ -74,15 +78,18 @@ def choose_rank(
         and ``shuffled_factor_match_score``, all as at the root of an ensemble with floors, and
         ``core_consistency``. Over ``(rank, split)``: ``split_half_score`` and
         ``shuffled_split_half_score``, the factor match scores without neurons and weights of the
-        best fits of two halves. ``best_replicate(rank)``; ``split_seed(split)``. Core consistency
-        is NaN where it is not defined, and its attribute ``undefined`` says why.
+        best fits of two halves. Over ``(rank, replicate, split)``: ``train_error`` and
+        ``test_error``, the relative residuals of the entries kept and held out.
+        ``best_replicate(rank)``; ``split_seed(split)``. Core consistency
+        is NaN where it is not defined, and its attribute ``undefined`` says why; so are the
+        errors of methods other than "ncp_hals", which take no masks.
         Attributes as of an ensemble.
 
     Raises
     ------
     ArgumentError
         As :func:`vitxr.factor.fit_ensemble`; if ``splits`` is not a positive integer, or a rank is
-        too large for half of the neurons. Before anything is fitted.
+        too large for half of the neurons; for a mask. Before anything is fitted.
     DataError
         As :func:`vitxr.factor.fit_ensemble`; if there are fewer than four neurons.
     KeyboardInterrupt
@@ -90,15 +97,18 @@ def choose_rank(
 
     Notes
     -----
-    For R ranks, n replicates and s splits ``2 R n (1 + s)`` fits, of which those of halves cost
-    half as much. A Dask tensor too large for memory is read in each pass of each fit; its chunks
-    have to divide neurons, with all images and shifts of a neuron in one.
+    For R ranks, n replicates and s splits ``R n (2 + 5 s)`` fits. Of each split four are of half
+    of the neurons, and cost half as much; one is masked, and takes several times as long. A Dask
+    tensor too large for memory is read in each pass of each fit; its chunks have to divide
+    neurons, with all images and shifts of a neuron in one.
 
     References
     ----------
     Williams et al. (2018), Neuron 98, 1099-1115; Bro and Kiers (2003), Journal of Chemometrics
-    17, 274-286; Adali and Acar et al. (2022), Reproducibility in matrix and tensor
-    decompositions, IEEE Signal Processing Magazine 39(4), 8-24.
+    17, 274-286; Wold (1978), Cross-validatory estimation of the number of components in factor
+    and principal components models, Technometrics 20, 397-405; Adali et al. (2022),
+    Reproducibility in matrix and tensor decompositions, IEEE Signal Processing Magazine 39(4),
+    8-24.
 
     Examples
     --------
@@ -124,7 +134,8 @@ def choose_rank(
     settings = {"method": method, "tol": float(tol), "max_iter": int(max_iter), "options": options}
     jobs = [(rank, seed) for rank in checked for seed in seeds(random_state, rank, replicates)]
     shuffle_seed, *split_seeds = seeds(random_state, 0, 1 + splits)
-    total = 2 * len(jobs) * (1 + 2 * splits)
+    masks = method == "ncp_hals"
+    total = len(jobs) * (2 * (1 + 2 * splits) + splits * masks)
     with tqdm(total=total, desc=method, unit="fit", disable=not progress, miniters=0) as bar:
         tell = teller(bar, jobs)
         fits, failures, interrupted = fit_jobs(tensor, jobs, settings, tell)
@@ -144,6 +155,11 @@ def choose_rank(
         scores = [
             [split_half(one, jobs, settings, seed, tell) for seed in split_seeds] for one in both
         ]
+        nothing = np.full((2, len(jobs)), np.nan)
+        errors = [
+            held_out(tensor, jobs, settings, seed, tell) if masks else nothing
+            for seed in split_seeds
+        ]
 
     shape = (len(checked), replicates)
     of_fits = {**floors, "core_consistency": np.reshape(consistency, shape)}
@@ -152,6 +168,11 @@ def choose_rank(
         found[name] = (("rank", "replicate"), values, VARIABLES[name].attrs)
     for name, columns in of_splits.items():
         found[name] = (("rank", "split"), np.stack(columns, axis=1), VARIABLES[name].attrs)
+    by_split = np.moveaxis(np.array(errors), 0, -1).reshape(2, *shape, splits)
+    for name, values in zip(("train_error", "test_error"), by_split, strict=True):
+        found[name] = (("rank", "replicate", "split"), values, VARIABLES[name].attrs)
+        if not masks:
+            found[name].attrs["undefined"] = f"{method} takes no masks; ncp_hals does"
     found["split_seed"] = ("split", np.array(split_seeds), VARIABLES["split_seed"].attrs)
     found = found.assign_coords(split=np.arange(splits))
     if reasons:

@@ -17,6 +17,7 @@ from vitxr.plot.components import factors
 from vitxr.plot.curves import factor_curves
 from vitxr.plot.fits import (
     core_consistency_by_rank,
+    held_out_by_rank,
     objective_by_rank,
     rank_choice,
     similarity_by_rank,
@@ -41,6 +42,7 @@ __all__ = [
     "feature_map_layers",
     "figure",
     "filmstrip",
+    "held_out_by_rank",
     "neuron_matrix",
     "objective_by_rank",
     "patch_colors",

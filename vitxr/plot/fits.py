@@ -13,6 +13,7 @@ from vitxr.plot._style import beside, categorical, curve_axes, holoviews, styled
 
 __all__ = [
     "core_consistency_by_rank",
+    "held_out_by_rank",
     "objective_by_rank",
     "rank_choice",
     "similarity_by_rank",
@@ -76,6 +77,10 @@ def _points_and_line(
             bokeh={"line_width": 2, "line_dash": "dashed"},
         )
         drawn = band * middle * drawn
+    return _by_rank_axes(drawn, ranks, title, ylim)
+
+
+def _by_rank_axes(drawn: Any, ranks: np.ndarray, title: str, ylim: tuple[float, float]) -> Any:
     return curve_axes(
         drawn,
         title=title,
@@ -283,23 +288,83 @@ def core_consistency_by_rank(found: xr.Dataset, *, title: str = "Core consistenc
         mpl={"s": 18, "linewidth": 0, "marker": "v"},
         bokeh={"size": 7, "marker": "inverted_triangle"},
     )
-    return curve_axes(
-        picture * triangles,
-        title=title,
-        legend_position="bottom_left",
-        xlim=beside(ranks),
-        xticks=[int(r) for r in ranks] if len(ranks) <= 12 else 10,
-        ylim=(_LOWEST - 8, 108.0),
+    return _by_rank_axes(picture * triangles, ranks, title, (_LOWEST - 8, 108.0))
+
+
+def held_out_by_rank(found: xr.Dataset, *, title: str = "Entries held out") -> Any:
+    """Relative residual of entries held out and of those kept, against the rank.
+
+    Parameters
+    ----------
+    found
+        ``test_error`` and ``train_error`` (rank, replicate, split), from
+        :func:`vitxr.factor.choose_rank`.
+    title
+        Title of the picture.
+
+    Returns
+    -------
+    holoviews.Overlay
+        ``Scatter`` has a point of each replicate and split, held out. The curves are means over
+        splits of the replicates of least residual on the entries kept.
+
+    Raises
+    ------
+    DataError
+        If nothing was held out.
+
+    Examples
+    --------
+    >>> dims = ("rank", "replicate", "split")
+    >>> found = xr.Dataset({"train_error": (dims, [[[0.5], [0.4]], [[0.2], [0.3]]]),
+    ...     "test_error": (dims, [[[0.5], [0.6]], [[0.8], [0.7]]])}, coords={"rank": [1, 2]})
+    >>> held_out_by_rank(found).Curve.Held_out.dimension_values("value")
+    array([0.6, 0.8])
+    """
+    arrays = [
+        with_dims(found, name, ("rank", "replicate", "split"), _CHOICE).sortby("rank")
+        for name in ("train_error", "test_error")
+    ]
+    train, test = (np.asarray(array.values, np.float64) for array in arrays)
+    ranks = arrays[0]["rank"].values
+    known = np.isfinite(test).any(axis=1)
+    if not known.any():
+        why = found["test_error"].attrs.get("undefined", "all fits have failed")
+        raise DataError(
+            f"there are no errors of entries held out to draw: {why}. Leave this picture out."
+        )
+    best = np.where(np.isfinite(train), train, np.inf).argmin(axis=1)[:, None]
+    kept, held = (
+        np.nanmean(np.take_along_axis(values, best, axis=1)[:, 0], axis=1)
+        for values in (train, test)
     )
+    high = float(np.nanmax(test)) * 1.12
+    points = _scattered(ranks, test.reshape(len(ranks), -1))
+    picture = _points_and_line(
+        ranks,
+        points,
+        held,
+        ("Relative residual", "Held out, one fit", "Held out"),
+        title,
+        (0.0, high),
+    )
+    hv = holoviews()
+    line = styled(
+        hv.Curve((ranks, kept), "rank", "value", label="Kept"),
+        both={"color": categorical(3)[2]},
+        mpl={"linewidth": 1.2, "linestyle": ":"},
+        bokeh={"line_width": 2, "line_dash": "dotted"},
+    )
+    return _by_rank_axes(picture * line, ranks, title, (0.0, high))
 
 
 def rank_choice(found: xr.Dataset) -> Any:
-    """All criteria for choosing the rank: fit, agreement, split halves, core consistency.
+    """All criteria for choosing the rank: fit, held-out entries, agreement, halves, consistency.
 
     Every replicate and every division is a point; what shuffled data gave is grey, its mean
     dashed and its range a band.
-    Agreement is left out where there is one replicate, core consistency where it is not defined
-    for any of the ranks.
+    Agreement is left out where there is one replicate, core consistency and held-out entries
+    where they are not defined for any of the ranks.
 
     Parameters
     ----------
@@ -318,9 +383,12 @@ def rank_choice(found: xr.Dataset) -> Any:
     >>> t = xr.DataArray(rng.random((8, 4, 5)), dims=("neuron", "image", "shift"))
     >>> found = choose_rank(t, [1, 2], 2, splits=1, progress=False)
     >>> len(rank_choice(found))
-    4
+    5
     """
+    errors = with_dims(found, "test_error", ("rank", "replicate", "split"), _CHOICE)
     pictures = [objective_by_rank(found)]
+    if np.isfinite(errors).any():
+        pictures.append(held_out_by_rank(found))
     if found.sizes["replicate"] > 1:
         pictures.append(similarity_by_rank(found))
     pictures.append(split_half_by_rank(found))
