@@ -140,7 +140,7 @@ def against(what: str, ask: float, rounds: Sequence[tuple[Run, Run, float, int, 
         f"{what}: same stop {spread(stop)} x, same objective {spread(same)} x, without compression "
         f"{spread(plain)} x; to reach {ask:g} x; {middle[0]:.2f} s, {middle[1]:.2f} s and "
         f"{middle[2]:.2f} s against {middle[3]:.1f} s; fitted again without compression: "
-        f"{sum(again for *_, again, _ in rounds)} of {sum(len(r[0].fits) for r in rounds)}",
+        f"{', '.join(f'{r[3]} of {len(r[0].fits)}' for r in rounds)}",
         flush=True,
     )
     print(f"    limits: {work(rounds[-1][0])}", flush=True)
@@ -169,22 +169,29 @@ def one_fit() -> None:
     objectives("without compression", [run for _, run, *_ in rounds], peers)
 
 
+def rounds_of(
+    runs: Sequence[Run], plain: Run, targets: Sequence[float], total: float
+) -> list[tuple[Run, Run, float, int, float]]:
+    """What :func:`against` takes. Fits are made again after the last run only: all are alike."""
+    seconds, again = until(range(len(ALL)), runs[-1], targets)
+    return [(run, plain, run.seconds + seconds - runs[-1].seconds, again, total) for run in runs]
+
+
 def ensemble() -> None:
     """Nine fits; the peer makes each once, one replicate of every rank in a round."""
     numbers = range(len(ALL))
-    runs = []
     notebooks()
+    runs, plain = [], ours(numbers, False)
     for i in range(ROUNDS):
-        runs.append((ours(numbers, compresses(numbers)), ours(numbers, False)))
+        runs.append(ours(numbers, compresses(numbers)))
         for n in numbers[i::REPLICATES]:
             peer(n)
     peers = [peer(n) for n in numbers]
-    total = sum(p.seconds for p in peers)
     targets = [p.objective * SLACK for p in peers]
-    rounds = [(run, plain, *until(numbers, run, targets), total) for run, plain in runs]
+    rounds = rounds_of(runs, plain, targets, sum(p.seconds for p in peers))
     against(f"ranks 20, 25, 30 x 3, against {notebooks()[0]}", 35, rounds)
-    objectives("as by default", [runs[-1][0]], peers)
-    objectives("without compression", [runs[-1][1]], peers)
+    objectives("as by default", [runs[-1]], peers)
+    objectives("without compression", [plain], peers)
 
 
 def tensorly() -> None:
@@ -199,10 +206,8 @@ def tensorly() -> None:
     counted = ours(numbers, False)
     kernels.SWEEPS = before
     targets = [float(fit.history[-1]) * SLACK for fit in counted.fits]
-    timed = []
-    for _ in range(ROUNDS):
-        run = ours(numbers, compresses(numbers))
-        timed.append((run, ours(numbers, False), *until(numbers, run, targets)))
+    runs = [ours(numbers, compresses(numbers)) for _ in range(ROUNDS)]
+    rounds = rounds_of(runs, ours(numbers, False), targets, math.nan)
     for backend in ("numpy", "pytorch"):
         lines = subprocess.run(
             [sys.executable, __file__, "tensorlys", backend],
@@ -218,7 +223,7 @@ def tensorly() -> None:
         against(
             f"ranks 20, 25, 30 x 3, against tensorly, {backend}",
             25,
-            [(*one, total) for one in timed],
+            [(*one[:4], total) for one in rounds],
         )
         print(
             f"    tensorly: {', '.join(f'{each[r]:.2f}' for r in RANKS)} s an iteration for ranks "
