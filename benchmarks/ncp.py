@@ -338,7 +338,7 @@ def out_of_core() -> None:
 
 def memory() -> None:
     """Peak memory of an ensemble on a store of four times the memory allowed."""
-    allowance = 512 << 20
+    allowance = 1 << 30
     times = -(-4 * allowance // tensor().nbytes)
     with scratch() as folder:
         size = store(folder / "t.zarr", times, chunk=392).nbytes

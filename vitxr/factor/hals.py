@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,7 +174,7 @@ def ncp_hals(
 
 def fit_models(
     x: Any,
-    starts: Sequence[Sequence[Array]],
+    starts: Iterable[Sequence[Array]],
     *,
     norm: float | None,
     tol: float,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -234,12 +234,15 @@ def _fit_ours(
 ) -> tuple[list[Found], bool]:
     shape, rules, start = tensor.data.shape, tensor.rules, options.get("start")
     if start is not None:
-        starts = [start_factors(tensor.labelled, start, ranks[0][0], rules)]
+        starts: Iterable[list[np.ndarray]] = [
+            start_factors(tensor.labelled, start, ranks[0][0], rules)
+        ]
     else:
-        starts = [
+        # One at a time: in float64 all of them are twice the factors.
+        starts = (
             random_start(shape, rank, tensor.start_norm, seed)
             for (rank,), seed in zip(ranks, seeds, strict=True)
-        ]
+        )
     compressed = options.get("compress")  # None is for where it pays
     if compressed is None:
         mode = blocked_mode(tensor.data)
