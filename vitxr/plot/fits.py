@@ -281,9 +281,8 @@ def core_consistency_by_rank(found: xr.Dataset, *, title: str = "Core consistenc
     if not (values < _LOWEST).any():
         return picture
     below = _scattered(ranks, np.where(values < _LOWEST, _LOWEST, np.nan))
-    hv = holoviews()
     triangles = styled(
-        hv.Scatter(below, "rank", "value", label="Below minus 100"),
+        holoviews().Scatter(below, "rank", "value", label="Below minus 100"),
         both={"color": _POINTS},
         mpl={"s": 18, "linewidth": 0, "marker": "v"},
         bokeh={"size": 7, "marker": "inverted_triangle"},
@@ -339,18 +338,16 @@ def held_out_by_rank(found: xr.Dataset, *, title: str = "Entries held out") -> A
         for values in (train, test)
     )
     high = float(np.nanmax(test)) * 1.12
-    points = _scattered(ranks, test.reshape(len(ranks), -1))
     picture = _points_and_line(
         ranks,
-        points,
+        _scattered(ranks, test.reshape(len(ranks), -1)),
         held,
         ("Relative residual", "Held out, one fit", "Held out"),
         title,
         (0.0, high),
     )
-    hv = holoviews()
     line = styled(
-        hv.Curve((ranks, kept), "rank", "value", label="Kept"),
+        holoviews().Curve((ranks, kept), "rank", "value", label="Kept"),
         both={"color": categorical(3)[2]},
         mpl={"linewidth": 1.2, "linestyle": ":"},
         bokeh={"line_width": 2, "line_dash": "dotted"},
