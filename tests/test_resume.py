@@ -54,6 +54,7 @@ def count_fits(patch):
     real, ranks = methods.hals.fit_models, []
 
     def fit_models(x, starts, **given):
+        starts = list(starts)
         ranks.extend(start[0].shape[1] for start in starts)
         return real(x, starts, **given)
 
