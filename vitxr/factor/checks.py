@@ -18,6 +18,7 @@ from vitxr.errors import ArgumentError, DataError
 from vitxr.factor import blocks
 from vitxr.factor.masks import Masked, read_mask
 from vitxr.factor.rules import Rules, read_rules
+from vitxr.factor.workers import check_client
 
 __all__ = [
     "METHODS",
@@ -60,7 +61,7 @@ METHODS: dict[str, Method] = {
 IN_MEMORY_BYTES = 2 << 30
 
 #: Options of "ncp_hals".
-OPTIONS = ("compress", "start", "fixed", "nonnegative", "sparsity", "mask")
+OPTIONS = ("compress", "start", "fixed", "nonnegative", "sparsity", "mask", "client")
 
 #: Options of tensorly's functions that are not passed on, and why.
 RESERVED = {
@@ -107,14 +108,12 @@ TAKEN = ("component", "iteration", "rank", "replicate", "pc")
 
 @dataclass(frozen=True)
 class Tensor:
-    """A checked tensor.
+    """A checked tensor, as it was given and as it is fitted.
 
     Attributes
     ----------
-    labelled
-        As it was given.
-    data
-        Float, NumPy (C-contiguous) or Dask.
+    labelled, data
+        ``data`` is float, NumPy (C-contiguous) or Dask.
     norm
         Of the entries that count.
     rules
@@ -258,15 +257,19 @@ def prepare(t: xr.DataArray, method: str, options: dict[str, Any]) -> Tensor:
         nonnegative = all(rules.nonnegative)
         if options.get("mask") is not None:
             mask = read_mask(t, options["mask"])
-        if options.get("compress") and (mask is not None or not rules.is_plain):
+        client = options.get("client")
+        if options.get("compress") and not (rules.is_plain and mask is None and client is None):
             raise ArgumentError(
                 "compress is True, and a compressed tensor is for plain nonnegative CP: leave it "
-                "out, or nonnegative, fixed, sparsity and mask."
+                "out, or nonnegative, fixed, sparsity, mask and client."
             )
-    small = t.dtype.itemsize <= 2 or t.dtype == np.float32
-    data = t.data.astype(np.float32 if small else np.float64, copy=False)
+        if client is not None:
+            check_client(client, t.data, mask)
+    single = t.dtype.itemsize <= 2 or t.dtype == np.float32
+    data = t.data.astype(np.float32 if single else np.float64, copy=False)
     lazy = t.chunks is not None
-    if not lazy or method != "ncp_hals" or data.nbytes <= IN_MEMORY_BYTES:
+    small = data.nbytes <= IN_MEMORY_BYTES and options.get("client") is None
+    if not lazy or method != "ncp_hals" or small:
         data, mask = dask.compute(data, mask)  # together: masks are often made from the tensor
         data = np.ascontiguousarray(data)
     mode = blocks.blocked_mode(data) if hasattr(data, "chunks") else 0
@@ -294,12 +297,10 @@ def prepare(t: xr.DataArray, method: str, options: dict[str, Any]) -> Tensor:
         if kept is not None:
             down[where] = kept.sum(axis=1)
             across += kept.sum(axis=0).reshape(across.shape)
-    count = t.size
+    count = t.size if masked is None else int(down.sum())
     if masked is not None:
-        count = int(down.sum())
         _check_hidden(t, mode, down, across)
-        if count == t.size:  # hides nothing
-            mask = None
+        mask = None if count == t.size else mask  # hides nothing
     if square == 0:
         raise DataError(
             "the tensor is zero everywhere, so that there is nothing to factorize: select "

@@ -88,6 +88,7 @@ def iterate(
     pool: Pool,
     rules: Rules | None = None,
     masked: Masked | None = None,
+    holder: Holder | None = None,
     early: int = 0,
     rows: int | None = None,
     after: Callable[[Model], object] | None = None,
@@ -124,6 +125,8 @@ def iterate(
         The same tensor with the entries that count. What does not is filled in by each model as
         it was before the iteration. Its objective is known in the next pass, so that there is
         one more pass than iterations.
+    holder
+        Who holds the rows of ``x``; by default this process does.
     early
         How many of the last modes come before the first one in an iteration: where the mode in
         front is not the first of the notebook's. They are updated once before the first pass,
@@ -145,7 +148,7 @@ def iterate(
     if not active:
         return
     modes = len(active[0].factors)
-    holder = LocalRows(data, rows, pool, masked)
+    holder = holder or LocalRows(data, rows, pool, masked)
     rules = rules or Rules.plain(modes)
     state = _State(
         active, compressed, holder, np.dtype(data.dtype), rules, norm, masked is not None

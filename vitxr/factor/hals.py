@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from vitxr.factor.engine import Model, iterate
 from vitxr.factor.kernels import random_start
 from vitxr.factor.masks import Masked, survey
 from vitxr.factor.rules import Rules
+from vitxr.factor.workers import on_workers
 
 __all__ = ["Fit", "fit_models", "ncp_hals", "random_start"]
 
@@ -182,6 +184,7 @@ def fit_models(
     pool: Pool,
     rules: Rules | None = None,
     mask: Any = None,
+    client: Any = None,
     compressed: bool = False,
     rows: int | None = None,
     callback: Callable[[int, int, float, bool], object] | None = None,
@@ -207,6 +210,9 @@ def fit_models(
         before the iteration, in which the mode walked over is then the first; the history is
         ``|W (X - M)| / |W X|``. What is held out by a speckle:
         :func:`vitxr.factor.masks.masked_errors`.
+    client
+        A ``dask.distributed.Client``: its workers load the tensor, a Dask array, once and keep it
+        (:mod:`vitxr.factor.workers`).
     callback
         Called with the number of the model, its iteration, its objective, and whether that was
         the last, after each.
@@ -249,25 +255,29 @@ def fit_models(
             callback(number, len(model.history) - 1, model.history[-1], done)
 
     rules = rules or Rules.plain(modes)
-    if compressed and (mask is not None or not rules.is_plain):
-        raise ValueError("a compressed tensor is for plain nonnegative CP without a mask")
+    if compressed and (mask is not None or client is not None or not rules.is_plain):
+        raise ValueError("a compressed tensor is for plain nonnegative CP in this process")
+    if mask is not None and client is not None:
+        raise ValueError("workers of a client take no mask")
     masked = None if mask is None else Masked(data, mask, early)
     if norm is None:
         norm = survey(masked, pool).norm if masked else math.sqrt(squared_norm(data))
     given: dict[str, Any] = {"norm": norm, "pool": pool, "after": tell}
     given |= {"rules": rules.turned(early), "masked": masked, "early": 0 if masked else early}
     interrupted = False
+    where: Any = nullcontext() if client is None else on_workers(data, client)
     try:
         small = compress(data, max(m.rank for m in models), pool) if compressed else None
-        for batch in _batches(models, data, pool.threads):
-            if small is not None:
-                finishing = False
-                # The last iterations are those on the tensor: two are needed to see a fall.
-                iterate(small, batch, tol=tol * TIGHTER, max_iter=max_iter - 2, **given)
-                for model in batch:
-                    model.compressed_iterations, model.converged = len(model.history), False
-                finishing = True
-            iterate(data, batch, tol=tol, max_iter=max_iter, rows=rows, **given)
+        with where as holder:
+            for batch in _batches(models, data, pool.threads):
+                if small is not None:
+                    finishing = False
+                    # The last iterations are those on the tensor: two are needed to see a fall.
+                    iterate(small, batch, tol=tol * TIGHTER, max_iter=max_iter - 2, **given)
+                    for model in batch:
+                        model.compressed_iterations, model.converged = len(model.history), False
+                    finishing = True
+                iterate(data, batch, tol=tol, max_iter=max_iter, rows=rows, holder=holder, **given)
     except KeyboardInterrupt:
         interrupted = True
         for model in models:

@@ -102,6 +102,10 @@ def factorize(
           Others, which may be NaN, have no part in the fit, nor in ``objective``, which is then
           ``|W (X - M)| / |W X|``: each model fills them in as it goes (EM). The tensor is walked
           over along its longest dimension as always, which here comes first in an iteration.
+        - ``client``, a ``dask.distributed.Client``, with a Dask tensor of any size: its workers
+          load the tensor once, a range of chunks each, and keep it; between passes only sums
+          come and go. This process reads it twice besides, block by block, to check its values
+          and for ``objective``.
         - ``compress``, whether to iterate on a compressed tensor first, and finish on the tensor
           itself (:mod:`vitxr.factor.compress`): by default where that is much less work, and none
           of the others is given.
@@ -247,7 +251,8 @@ def _fit_ours(
     if compressed is None:
         mode = blocked_mode(tensor.data)
         compressed = pays(shape[mode:] + shape[:mode], max(rank for (rank,) in ranks))
-        compressed &= rules.is_plain and start is None and tensor.mask is None
+        plain = rules.is_plain and start is None and tensor.mask is None
+        compressed = compressed and plain and options.get("client") is None
     with own_threads() as pool:
         fits = hals.fit_models(
             tensor.data,
@@ -258,6 +263,7 @@ def _fit_ours(
             pool=pool,
             rules=rules,
             mask=tensor.mask,
+            client=options.get("client"),
             compressed=compressed,
             callback=tell,
         )

@@ -194,12 +194,15 @@ def start_factors(t: xr.DataArray, start: Any, rank: int, rules: Rules) -> list[
 def told(options: Mapping[str, Any]) -> str:
     """Write options down as JSON; an array by its dims, its sizes and a hash of its values.
 
+    Where the work is done, the client, is left out.
+
     Examples
     --------
     >>> told({"nonnegative": ("image",), "compress": None})
     '{"nonnegative": ["image"], "compress": null}'
     """
-    return json.dumps(dict(options), default=_told)
+    kept = {name: option for name, option in options.items() if name != "client"}
+    return json.dumps(kept, default=_told)
 
 
 def _told(option: object) -> str:
