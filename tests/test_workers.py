@@ -11,7 +11,7 @@ from test_fused import fit
 from test_hals import planted
 
 from vitxr.errors import ArgumentError, DataError
-from vitxr.factor import factorize, fit_ensemble, workers
+from vitxr.factor import choose_rank, factorize, fit_ensemble, workers
 from vitxr.factor.rules import Rules
 
 distributed = pytest.importorskip("distributed")
@@ -92,6 +92,8 @@ def test_refused(client):
         factorize(t, 2, client=client)
     with pytest.raises(ArgumentError, match="a mask, which workers do not take"):
         factorize(t.chunk(neuron=3), 2, client=client, mask=t.notnull())
+    with pytest.raises(ArgumentError, match="choose_rank takes no client"):
+        choose_rank(t.chunk(neuron=3), [2], client=client)
     with pytest.raises(ArgumentError, match=r"compress is True.*client"):
         factorize(t.chunk(neuron=3), 2, client=client, compress=True)
 

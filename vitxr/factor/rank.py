@@ -124,6 +124,11 @@ def choose_rank(
     options, checked = check_models(
         t, ranks, replicates, method, random_state, tol, max_iter, options
     )
+    if options.get("client") is not None:
+        raise ArgumentError(
+            "choose_rank takes no client: it holds entries out by a mask, which workers of a "
+            "cluster do not take; leave it out."
+        )
     if options.get("mask") is not None:
         raise ArgumentError(
             "choose_rank takes no mask: data are shuffled and halved, and hidden values would come "
