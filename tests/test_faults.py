@@ -651,6 +651,8 @@ def computed(monkeypatch):
 def test_a_slow_store_bounds_what_is_computed(extract, computed, tmp_path, monkeypatch):
     bound = 2  # one that is being written, one that waits
     true, written, ahead, arrays = Ledger.write, [], [], []
+    extract(tmp_path / "whole.zarr")
+    computed.clear()
 
     def write(self, unit, shaped, *rest):
         if not written:
@@ -667,8 +669,9 @@ def test_a_slow_store_bounds_what_is_computed(extract, computed, tmp_path, monke
     guarded(extract, tmp_path / "run.zarr")
     assert written == list(range(9))
     assert max(ahead) <= bound
-    # The same memory all over again.
+    # The same memory all over again, and never while it is being written.
     assert len(set(arrays)) <= bound
+    same(tmp_path / "run.zarr", contents(tmp_path / "whole.zarr"))
 
 
 @pytest.mark.parametrize("error", [OSError(5, "a broken cable"), RuntimeError("a client's own")])
