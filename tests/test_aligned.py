@@ -303,6 +303,14 @@ def test_refusals(t, error, message):
         factorize_aligned(t, 2)
 
 
+def test_what_is_rolled_is_refused_before_the_fit(monkeypatch):
+    t, _ = planted()
+    there = roll(t, factorize_aligned(t, 1, max_iter=2))
+    monkeypatch.setattr(Rolled, "start", None)
+    with pytest.raises(ArgumentError, match=r"have been rolled already.*back=True"):
+        factorize_aligned(there, 2)
+
+
 def test_arguments_are_those_of_factorize():
     for arguments in ({"rank": 0}, {"tol": -1}, {"max_iter": 0}, {"random_state": -1}):
         with pytest.raises(ArgumentError, match=next(iter(arguments))):

@@ -244,6 +244,11 @@ def _check(t: xr.DataArray) -> tuple[tuple[Hashable, ...], tuple[Axis, Axis]]:
             f"the tensor has dims ({', '.join(map(str, t.dims))}); expected three, one of them the "
             "stacked shift, as neuron_tensor gives."
         )
+    if "roll_y" in t.coords or "roll_x" in t.coords:
+        raise ArgumentError(
+            "the responses of the tensor have been rolled already: give it as it was before, "
+            "vitxr.factor.roll(t, f, back=True)."
+        )
     axes = lattice(t)
     if math.prod(axis.size for axis in axes) == 1:
         raise DataError("the tensor has one shift, so that nothing can be rolled: use factorize.")
