@@ -98,3 +98,18 @@ def test_refused_where_it_is_not_defined():
     with pytest.raises(DataError, match=r"image: 2, component"):
         core_consistency(t[:, :2], f)
     assert core_consistency(t - 0.5, f) == pytest.approx(literal(t - 0.5, f))  # may be negative
+
+
+def test_a_tensor_with_other_labels_or_rolls_is_refused():
+    rng = np.random.default_rng(0)
+    coords = {"image": list("uvw"), "shift": range(5)}
+    t = xr.DataArray(rng.random((9, 3, 5)), dims=("neuron", "image", "shift"), coords=coords)
+    f = model_of(t, 2, 0).assign_coords(coords)
+    with pytest.raises(DataError, match="differ in the labels of image"):
+        core_consistency(t.isel(image=[1, 0, 2]), f)
+    rolls = {name: (("neuron", "image"), np.ones((9, 3), int)) for name in ("roll_y", "roll_x")}
+    with pytest.raises(DataError, match="responses have been rolled, and these have not"):
+        core_consistency(t, f.assign(rolls))
+    # The weights are in the factor of the model's first dimension, whatever the tensor's is.
+    turned = core_consistency(t.transpose("shift", "neuron", "image"), f)
+    assert turned == pytest.approx(literal(t, f), rel=1e-9)

@@ -22,6 +22,7 @@ from vitxr.factor.blocks import (
     shares,
 )
 from vitxr.factor.checks import Tensor, check_labels, prepare
+from vitxr.factor.parts import match, take_apart
 
 __all__ = ["core_consistencies", "core_consistency", "why_undefined"]
 
@@ -98,6 +99,7 @@ def core_consistency(t: xr.DataArray, f: xr.Dataset) -> float:
     if reason := why_undefined(t, rank):
         refused = DataError if t.ndim < 3 else ArgumentError
         raise refused(f"core consistency is not defined: {reason}.")
+    t = match(f, t, take_apart(f))
     tensor = prepare(t, "ncp_hals", {"nonnegative": ()})  # which reads a large one in blocks
     with own_threads() as pool:
         return core_consistencies(tensor, [f], pool)[0]
