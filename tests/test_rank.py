@@ -253,3 +253,21 @@ def test_skipping_a_dimension():
         factor_match_score(f, g)
     with pytest.raises(ArgumentError, match="skip is 'frame'; the models have factors of neuron, "):
         factor_match_score(f, g, skip="frame")
+
+
+def test_options_of_fits_without_a_mask_are_not_those_of_fits_with_one(tensor):
+    given = {"ranks": [2], "replicates": 1, "splits": 1, "max_iter": 5, "progress": False}
+    found = choose_rank(tensor, **given, compress=True)
+    other = choose_rank(tensor, **given, compress=False)
+    np.testing.assert_array_equal(found.test_error, other.test_error)
+
+
+def test_a_split_that_leaves_nothing_of_a_neuron_has_no_errors(capsys):
+    rng = np.random.default_rng(0)
+    t = xr.DataArray(rng.random((200, 2)), dims=("neuron", "image"))  # of 200 neurons two
+    found = choose_rank(t, [1, 2], 2, splits=2, max_iter=3)
+    assert np.isnan(found.test_error).all()
+    assert np.isnan(found.train_error).all()
+    assert found.test_error.attrs["undefined"].startswith("split 0: one entry in ten held out lea")
+    assert np.isfinite(found.split_half_score).all()
+    assert "48/48" in capsys.readouterr().err

@@ -67,7 +67,9 @@ def held_out(
     size, count = math.prod(tensor.data.shape), int(left.counts[0].sum())
     start_norm = left.norm * math.sqrt(size / count)
     masked = replace(tensor, norm=left.norm, mask=mask, start_norm=start_norm)
-    fits, _, interrupted = fit_jobs(masked, jobs, settings, tell)
+    # Masked fits are never compressed.
+    options = {name: value for name, value in settings["options"].items() if name != "compress"}
+    fits, _, interrupted = fit_jobs(masked, jobs, {**settings, "options": options}, tell)
     if interrupted:
         raise KeyboardInterrupt
     models = []

@@ -82,7 +82,8 @@ def choose_rank(
         ``test_error``, the relative residuals of the entries kept and held out.
         ``best_replicate(rank)``; ``split_seed(split)``. Core consistency
         is NaN where it is not defined, and its attribute ``undefined`` says why; so are the
-        errors of methods other than "ncp_hals", which take no masks.
+        errors of methods other than "ncp_hals", which take no masks, and of a split that leaves
+        nothing of a neuron, an image or a shift, as happens where a neuron has few entries.
         Attributes as of an ensemble.
 
     Raises
@@ -160,11 +161,11 @@ def choose_rank(
         scores = [
             [split_half(one, jobs, settings, seed, tell) for seed in split_seeds] for one in both
         ]
-        nothing = np.full((2, len(jobs)), np.nan)
-        errors = [
-            held_out(tensor, jobs, settings, seed, tell) if masks else nothing
-            for seed in split_seeds
-        ]
+        if masks:
+            errors, why = _errors(tensor, jobs, settings, split_seeds, bar)
+        else:
+            errors = [np.full((2, len(jobs)), np.nan)] * splits
+            why = [f"{method} takes no masks; ncp_hals does"]
 
     shape = (len(checked), replicates)
     of_fits = {**floors, "core_consistency": np.reshape(consistency, shape)}
@@ -176,8 +177,8 @@ def choose_rank(
     by_split = np.moveaxis(np.array(errors), 0, -1).reshape(2, *shape, splits)
     for name, values in zip(("train_error", "test_error"), by_split, strict=True):
         found[name] = (("rank", "replicate", "split"), values, VARIABLES[name].attrs)
-        if not masks:
-            found[name].attrs["undefined"] = f"{method} takes no masks; ncp_hals does"
+        if why:
+            found[name].attrs["undefined"] = "; ".join(why)
     found["split_seed"] = ("split", np.array(split_seeds), VARIABLES["split_seed"].attrs)
     found = found.assign_coords(split=np.arange(splits))
     if reasons:
@@ -205,6 +206,29 @@ def _check_splits(t: xr.DataArray, ranks: Sequence[int], splits: int, method: st
             checks.check_rank(t.isel({dim: slice(n // 2)}), rank, method)
         except ArgumentError as error:
             raise ArgumentError(f"of half of {dim}: {error}") from None
+
+
+def _errors(
+    tensor: checks.Tensor,
+    jobs: Sequence[tuple[int, int]],
+    settings: dict[str, Any],
+    split_seeds: Sequence[int],
+    bar: Any,
+) -> tuple[list[Any], list[str]]:
+    """Errors of each split, NaN where it leaves nothing of a slice, and reasons why they are."""
+    errors: list[Any] = []
+    why: list[str] = []
+    for i, seed in enumerate(split_seeds):
+        try:
+            errors.append(held_out(tensor, jobs, settings, seed, teller(bar, jobs)))
+        except DataError:
+            errors.append(np.full((2, len(jobs)), np.nan))
+            why.append(
+                f"split {i}: one entry in ten held out leaves nothing of a slice of the tensor, "
+                "of which there are too few entries"
+            )
+            bar.update(len(jobs))
+    return errors, why
 
 
 def _consistencies(
