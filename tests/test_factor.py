@@ -355,6 +355,7 @@ def test_negative_values_are_for_unconstrained_methods():
         (T * 0, DataError, "zero everywhere"),
         (T.rename(image="component"), ArgumentError, "named component.*rename"),
         (T.assign_coords(weight=1), ArgumentError, "named weight"),
+        (xr.DataArray(np.ones((3, 2)), dims=("a", 0)), ArgumentError, r"dims \('a', 0\); expected"),
         (T * np.float32(1e-12), DataError, "root mean square of the tensor is .*float32 fits"),
         (T.astype(float) * 1e200, DataError, "root mean square of the tensor is inf"),
     ],

@@ -11,7 +11,7 @@ from test_factor import neuron_tensor
 from test_hals import khatri_rao, planted, unfold
 
 from vitxr.errors import ArgumentError, DataError
-from vitxr.factor import best, blocks, factorize, fit_ensemble, hals
+from vitxr.factor import best, blocks, factorize, fit_ensemble, hals, transform
 from vitxr.factor.rules import Rules
 from vitxr.names import validate
 
@@ -339,3 +339,23 @@ def test_ensembles_take_rules_and_refuse_a_start():
     assert np.isfinite(more["rank_1"].penalized_objective_history[:, 0]).all()
     with pytest.raises(ArgumentError, match="start is one model, from which all fits"):
         fit_ensemble(T, [2], 2, start=F, progress=False)
+
+
+@pytest.mark.parametrize("names", [{"image", "shift"}, np.array(["shift", "image"]), "iterator"])
+def test_names_of_dimensions_in_any_collection(names):
+    """They are recorded in one form: transform reads them, and resume compares them."""
+    given = iter(["image", "shift"]) if isinstance(names, str) else names
+    f = factorize(T, 2, nonnegative=given, max_iter=9)
+    assert json.loads(f.attrs["options"]) == {"nonnegative": ["image", "shift"]}
+    other = factorize(T, 2, nonnegative=("shift", "image"), max_iter=9)
+    assert f.drop_vars("seconds").identical(other.drop_vars("seconds"))
+    assert (transform(f, T - T.mean(), dim="image").image_factor >= 0).all()
+    assert (transform(f, T - T.mean(), dim="neuron").neuron_factor < 0).any()
+
+
+def test_options_that_mean_the_same_are_resumed():
+    given = {"ranks": 2, "replicates": 2, "progress": False, "max_iter": 5}
+    tree = fit_ensemble(T, **given, nonnegative="image", sparsity={"image": np.float32(0.5)})
+    same = {"nonnegative": ["image"], "sparsity": {"image": 0.5}, "compress": None}
+    again = fit_ensemble(T, **given, **same, resume=tree)
+    np.testing.assert_array_equal(again.seconds, tree.seconds)  # kept, not fitted again

@@ -17,7 +17,7 @@ import xarray as xr
 from vitxr.errors import ArgumentError, DataError
 from vitxr.factor import blocks
 from vitxr.factor.masks import Masked, read_mask
-from vitxr.factor.rules import Rules, read_rules
+from vitxr.factor.rules import Rules, in_one_form, read_rules
 from vitxr.factor.workers import check_client
 
 __all__ = [
@@ -164,7 +164,7 @@ def check_arguments(
                 f"compress is {options['compress']!r}; expected True, False, or None for True "
                 "where it pays."
             )
-        return dict(options)
+        return in_one_form(options)
     known = inspect.signature(tensorly_function(method)).parameters
     for name in options:
         if name in RESERVED:
@@ -183,6 +183,12 @@ def check_labels(t: xr.DataArray) -> None:
         raise ArgumentError(
             f"expected a DataArray with labels, not {type(t).__name__}; wrap an array as "
             'xarray.DataArray(x, dims=("neuron", "image", "shift")).'
+        )
+    unnamed = [d for d in t.dims if not isinstance(d, str)]
+    if unnamed:
+        raise ArgumentError(
+            f"the tensor has dims ({', '.join(map(repr, t.dims))}); expected names, of which those "
+            f"of the factors are made: rename them, t.rename({{{unnamed[0]!r}: 'neuron'}})."
         )
     dims = tuple(map(str, t.dims))
     if t.ndim < 2:

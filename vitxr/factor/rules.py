@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import xarray as xr
 
 from vitxr.errors import ArgumentError, DataError
 
-__all__ = ["Rules", "read_rules", "start_factors", "told"]
+__all__ = ["Rules", "in_one_form", "read_rules", "start_factors", "told"]
 
 Array = npt.NDArray[Any]
 
@@ -191,6 +191,27 @@ def start_factors(t: xr.DataArray, start: Any, rank: int, rules: Rules) -> list[
     return factors
 
 
+def in_one_form(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that mean the same, written in the same way: they are recorded, and compared.
+
+    What is None is left out; names of dimensions, from a set, an array or anything that can be
+    iterated over, are sorted in a tuple.
+
+    Examples
+    --------
+    >>> in_one_form({"nonnegative": {"image"}, "fixed": "shift", "compress": None})
+    {'nonnegative': ('image',), 'fixed': ('shift',)}
+    """
+    out = {name: value for name, value in options.items() if value is not None}
+    for name in ("nonnegative", "fixed"):
+        given = out.get(name)
+        if isinstance(given, str):
+            out[name] = (given,)
+        elif isinstance(given, Iterable):
+            out[name] = tuple(sorted(map(str, given)))
+    return out
+
+
 def told(options: Mapping[str, Any]) -> str:
     """Write options down as JSON; an array by its dims, its sizes and a hash of its values.
 
@@ -205,7 +226,9 @@ def told(options: Mapping[str, Any]) -> str:
     return json.dumps(kept, default=_told)
 
 
-def _told(option: object) -> str:
+def _told(option: object) -> Any:
+    if isinstance(option, np.generic):
+        return option.item()
     if not isinstance(option, xr.DataArray | xr.Dataset):
         return repr(option)
     sizes = ", ".join(f"{dim}: {n}" for dim, n in option.sizes.items())
