@@ -161,3 +161,21 @@ def test_errors_in_a_thread_come_out():
 
     with blocks.own_threads(2) as pool, pytest.raises(ValueError, match="share 1"):
         pool.map(fails, [0, 1])
+
+
+@pytest.mark.parametrize("mode", [0, 1])
+def test_a_wide_model_beside_it_changes_nothing(mode):
+    # 40 components want a wider compression than 4 do, and 2 none of these.
+    x = np.moveaxis(planted((420, 8, 9), 4)[1], 0, mode)
+    norm = np.linalg.norm(x)
+    starts = [hals.random_start(x.shape, rank, norm, seed=rank) for rank in (4, 40, 2)]
+    given = {"norm": norm, "tol": 1e-4, "max_iter": 40}
+    with blocks.own_threads(1) as pool:
+        together = hals.fit_models(x, starts, pool=pool, compressed=[True, True, False], **given)
+        for start, flag, fit in zip(starts, [True, True, False], together, strict=True):
+            (alone,) = hals.fit_models(x, [start], pool=pool, compressed=flag, **given)
+            assert (alone.compressed_iterations > 0) == flag
+            assert alone.compressed_iterations == fit.compressed_iterations
+            np.testing.assert_allclose(fit.history, alone.history, rtol=1e-8)
+            for a, b in zip(fit.factors, alone.factors, strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from vitxr.factor.blocks import MAX_ROWS, Pool, Share, block_rows, row_blocks, shares
 from vitxr.factor.engine import Compressed
 
-__all__ = ["TIGHTER", "compress", "pays"]
+__all__ = ["TIGHTER", "compress", "directions", "pays"]
 
 Array = npt.NDArray[Any]
 

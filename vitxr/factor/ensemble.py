@@ -51,7 +51,7 @@ def fit_ensemble(
         Any CP method of :func:`vitxr.factor.factorize`.
     random_state
         Integer from 0 to 2**32 - 1. The seed of a fit is drawn from it, the rank and the
-        number of the replicate alone, so that adding ranks or replicates changes no start.
+        number of the replicate alone, so that adding ranks or replicates changes no fit.
     tol, max_iter
         As for :func:`vitxr.factor.factorize`.
     progress
@@ -82,9 +82,7 @@ def fit_ensemble(
         descending weight, those of the others follow it (:func:`align`);
         ``objective_history`` is NaN after the end of a fit. ``to_dataset()`` of a child also
         carries the root's coordinate ``rank``, which xarray hands down. With "ncp_hals" all
-        models are fitted side by side, so that ``seconds`` of each counts from the start of all;
-        a compression that serves them is as wide as the largest rank needs, so that beside models
-        of more than 33 components, or alone, a fit may end in another minimum.
+        models are fitted side by side, so that ``seconds`` of each counts from the start of all.
         A fit without a model is marked ``failed``: it was interrupted by Ctrl-C, which keeps
         those that are finished, or tensorly met a singular system. Its factors and objective
         are NaN; ``best_replicate`` is -1 where that is all there is. A fit is ``degenerate`` if

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitxr.factor.blocks import Pool, blocked_mode, own_threads, rotate, squared_norm
-from vitxr.factor.compress import TIGHTER, compress
+from vitxr.factor.compress import TIGHTER, compress, directions
 from vitxr.factor.engine import Model, iterate
 from vitxr.factor.kernels import random_start
 from vitxr.factor.masks import Masked, survey
@@ -185,7 +185,7 @@ def fit_models(
     rules: Rules | None = None,
     mask: Any = None,
     client: Any = None,
-    compressed: bool = False,
+    compressed: bool | Sequence[bool] = False,
     rows: int | None = None,
     callback: Callable[[int, int, float, bool], object] | None = None,
 ) -> list[Fit]:
@@ -196,8 +196,11 @@ def fit_models(
 
     Parameters
     ----------
-    x, norm, tol, max_iter, compressed, rows
+    x, norm, tol, max_iter, rows
         As for :func:`ncp_hals`. With a mask the norm is that of the entries that count.
+    compressed
+        Whether to fit inside a compressed tensor first: all models, or each. Models share one
+        only where it would be the same for each by itself.
     starts
         For each model its factors ``(n, rank)``; ranks may differ.
     pool
@@ -243,9 +246,14 @@ def fit_models(
         first = np.array(turned[0], dtype, order="C")
         models.append(Model([first, *(np.array(f, np.float64, order="C") for f in turned[1:])]))
     numbers = {id(model): i for i, model in enumerate(models)}
+    flags = [compressed] * len(models) if isinstance(compressed, bool) else list(compressed)
+    inside: dict[tuple[int | None, ...], list[Model]] = {}
+    for model, flag in zip(models, flags, strict=True):
+        if flag:
+            inside.setdefault(tuple(directions(data.shape, model.rank)), []).append(model)
     seconds = [0.0] * len(models)
 
-    finishing = not compressed
+    finishing = not inside
 
     def tell(model: Model) -> None:
         number = numbers[id(model)]
@@ -255,7 +263,7 @@ def fit_models(
             callback(number, len(model.history) - 1, model.history[-1], done)
 
     rules = rules or Rules.plain(modes)
-    if compressed and (mask is not None or client is not None or not rules.is_plain):
+    if inside and (mask is not None or client is not None or not rules.is_plain):
         raise ValueError("a compressed tensor is for plain nonnegative CP in this process")
     if mask is not None and client is not None:
         raise ValueError("workers of a client take no mask")
@@ -267,21 +275,27 @@ def fit_models(
     interrupted = False
     where: Any = nullcontext() if client is None else on_workers(data, client)
     try:
-        small = compress(data, max(m.rank for m in models), pool) if compressed else None
+        small = {kept: compress(data, own[0].rank, pool) for kept, own in inside.items()}
         with where as holder:
             for batch in _batches(models, data, pool.threads):
-                if small is not None:
-                    finishing = False
+                finishing = False
+                for kept, tensor in small.items():
+                    own = [m for m in batch if any(m is other for other in inside[kept])]
                     # The last iterations are those on the tensor: two are needed to see a fall.
-                    iterate(small, batch, tol=tol * TIGHTER, max_iter=max_iter - 2, **given)
-                    for model in batch:
+                    iterate(tensor, own, tol=tol * TIGHTER, max_iter=max_iter - 2, **given)
+                    for model in own:
                         model.compressed_iterations, model.converged = len(model.history), False
-                    finishing = True
-                iterate(data, batch, tol=tol, max_iter=max_iter, rows=rows, holder=holder, **given)
+                finishing = True
+                begun = [m for m in batch if m.compressed_iterations]
+                fresh = [m for m in batch if not m.compressed_iterations]
+                for part in (begun, fresh):
+                    iterate(
+                        data, part, tol=tol, max_iter=max_iter, rows=rows, holder=holder, **given
+                    )
     except KeyboardInterrupt:
         interrupted = True
-        for model in models:
-            model.converged &= model.compressed_iterations > 0 or not compressed
+        for model, flag in zip(models, flags, strict=True):
+            model.converged &= model.compressed_iterations > 0 or not flag
     return [
         Fit(
             tuple(model.factors[(mode - early) % modes].T for mode in range(modes)),

@@ -250,9 +250,9 @@ def _fit_ours(
     compressed = options.get("compress")  # None is for where it pays
     if compressed is None:
         mode = blocked_mode(tensor.data)
-        compressed = pays(shape[mode:] + shape[:mode], max(rank for (rank,) in ranks))
         plain = rules.is_plain and start is None and tensor.mask is None
-        compressed = compressed and plain and options.get("client") is None
+        plain = plain and options.get("client") is None
+        compressed = [plain and pays(shape[mode:] + shape[:mode], rank) for (rank,) in ranks]
     with own_threads() as pool:
         fits = hals.fit_models(
             tensor.data,
