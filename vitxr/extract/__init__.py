@@ -208,7 +208,7 @@ storage_dtype, batch_size
     >>> cost = vitxr.estimate(vitxr.datasets.digits(per_class=5), vitxr.load_model("digits"),
     ...                       shifts=vitxr.ShiftGrid(step=4))
     >>> cost.frames, cost.bytes
-    (3200, 245366784)
+    (3200, 240648192)
     """
     from vitxr.extract import run
     from vitxr.extract.cost import cost, cost_of_store, probe
