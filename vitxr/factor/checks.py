@@ -16,9 +16,9 @@ import xarray as xr
 
 from vitxr.errors import ArgumentError, DataError
 from vitxr.factor import blocks
+from vitxr.factor.device import check_place
 from vitxr.factor.masks import Masked, read_mask
 from vitxr.factor.rules import Rules, in_one_form, read_rules
-from vitxr.factor.workers import check_client
 
 __all__ = [
     "METHODS",
@@ -61,7 +61,7 @@ METHODS: dict[str, Method] = {
 IN_MEMORY_BYTES = 2 << 30
 
 #: Options of "ncp_hals".
-OPTIONS = ("compress", "start", "fixed", "nonnegative", "sparsity", "mask", "client")
+OPTIONS = ("compress", "start", "fixed", "nonnegative", "sparsity", "mask", "client", "device")
 
 #: Options of tensorly's functions that are not passed on, and why.
 RESERVED = {
@@ -263,14 +263,12 @@ def prepare(t: xr.DataArray, method: str, options: dict[str, Any]) -> Tensor:
         nonnegative = all(rules.nonnegative)
         if options.get("mask") is not None:
             mask = read_mask(t, options["mask"])
-        client = options.get("client")
-        if options.get("compress") and not (rules.is_plain and mask is None and client is None):
+        here = check_place(options, t.data, mask)
+        if options.get("compress") and not (rules.is_plain and mask is None and here):
             raise ArgumentError(
                 "compress is True, and a compressed tensor is for plain nonnegative CP: leave it "
-                "out, or nonnegative, fixed, sparsity, mask and client."
+                "out, or nonnegative, fixed, sparsity, mask, client and device."
             )
-        if client is not None:
-            check_client(client, t.data, mask)
     single = t.dtype.itemsize <= 2 or t.dtype == np.float32
     data = t.data.astype(np.float32 if single else np.float64, copy=False)
     lazy = t.chunks is not None

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from vitxr.factor.blocks import Pool, blocked_mode, own_threads, rotate, squared_norm
 from vitxr.factor.compress import TIGHTER, compress, directions
+from vitxr.factor.device import on_device
 from vitxr.factor.engine import Model, iterate
 from vitxr.factor.kernels import random_start
 from vitxr.factor.masks import Masked, survey
@@ -185,6 +186,7 @@ def fit_models(
     rules: Rules | None = None,
     mask: Any = None,
     client: Any = None,
+    device: str | None = None,
     compressed: bool | Sequence[bool] = False,
     rows: int | None = None,
     callback: Callable[[int, int, float, bool], object] | None = None,
@@ -216,6 +218,9 @@ def fit_models(
     client
         A ``dask.distributed.Client``: its workers load the tensor, a Dask array, once and keep it
         (:mod:`vitxr.factor.workers`).
+    device
+        A torch device, "cpu", "cuda" or "cuda:1", on which the passes are made
+        (:mod:`vitxr.factor.device`), or "auto".
     callback
         Called with the number of the model, its iteration, its objective, and whether that was
         the last, after each.
@@ -263,21 +268,28 @@ def fit_models(
             callback(number, len(model.history) - 1, model.history[-1], done)
 
     rules = rules or Rules.plain(modes)
-    if inside and (mask is not None or client is not None or not rules.is_plain):
-        raise ValueError("a compressed tensor is for plain nonnegative CP in this process")
-    if mask is not None and client is not None:
-        raise ValueError("workers of a client take no mask")
+    here = client is None and device is None
+    if inside and (mask is not None or not here or not rules.is_plain):
+        raise ValueError("a compressed tensor is for plain nonnegative CP by NumPy")
+    if (mask is not None and not here) or (client is not None and device is not None):
+        raise ValueError("give one of mask, client and device")
     masked = None if mask is None else Masked(data, mask, early)
     if norm is None:
         norm = survey(masked, pool).norm if masked else math.sqrt(squared_norm(data))
     given: dict[str, Any] = {"norm": norm, "pool": pool, "after": tell}
     given |= {"rules": rules.turned(early), "masked": masked, "early": 0 if masked else early}
     interrupted = False
-    where: Any = nullcontext() if client is None else on_workers(data, client)
+    batches = _batches(models, data, pool.threads)
+    where: Any = nullcontext()
+    if client is not None:
+        where = on_workers(data, client)
+    elif device is not None:
+        columns = max((sum(m.rank for m in batch) for batch in batches), default=0)
+        where = on_device(data, device, columns, rows)
     try:
         small = {kept: compress(data, own[0].rank, pool) for kept, own in inside.items()}
         with where as holder:
-            for batch in _batches(models, data, pool.threads):
+            for batch in batches:
                 finishing = False
                 for kept, tensor in small.items():
                     own = [m for m in batch if any(m is other for other in inside[kept])]

@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["contract", "hals_update", "khatri_rao", "l1_penalty", "l1_terms", "random_start"]
+__all__ = [
+    "contract",
+    "hals_terms",
+    "hals_update",
+    "khatri_rao",
+    "l1_penalty",
+    "l1_terms",
+    "random_start",
+]
 
 Array = npt.NDArray[Any]
 
@@ -122,16 +130,9 @@ def hals_update(
     >>> a
     array([[2., 0.]])
     """
-    rank = factor.shape[-2]
-    diagonal = np.diagonal(gram, axis1=-2, axis2=-1)
-    divisor = np.maximum(diagonal, floor)
-    if rank == 1:
-        divisor = np.where(diagonal > 0, diagonal, divisor)
+    divisor, others, sweeps = hals_terms(gram, floor)
     target = mttkrp / divisor[..., None].astype(factor.dtype)
-    others = gram / divisor[..., None]
-    others[..., np.arange(rank), np.arange(rank)] = 0.0
     others = others.astype(factor.dtype)
-    sweeps = SWEEPS if rank > 1 else 1
     if factor.ndim == 2:
         _sweep(factor, target, others, sweeps, nonnegative)
     elif factor[0].nbytes > BATCH_BYTES or len(factor) == 1:
@@ -139,6 +140,38 @@ def hals_update(
             _sweep(one, its_target, its_others, sweeps, nonnegative)
     else:
         _sweep_together(factor, target, others, sweeps, nonnegative)
+
+
+def hals_terms(gram: Array, floor: float) -> tuple[Array, Array, int]:
+    """What :func:`hals_update` divides by, the weights of the other components, and its sweeps.
+
+    Parameters
+    ----------
+    gram, floor
+        As for :func:`hals_update`.
+
+    Returns
+    -------
+    divisor, others
+        ``max(g_pp, floor)`` and ``g_pq`` divided by it, 0 for ``p = q``; float64. A single
+        component is divided by any ``g_pp`` above 0.
+    sweeps
+        Of a single component one is enough.
+
+    Examples
+    --------
+    >>> hals_terms(np.array([[2.0, 1.0], [1.0, 4.0]]), floor=1e-6)
+    (array([2., 4.]), array([[0.  , 0.5 ],
+           [0.25, 0.  ]]), 3)
+    """
+    rank = gram.shape[-1]
+    diagonal = np.diagonal(gram, axis1=-2, axis2=-1)
+    divisor = np.maximum(diagonal, floor)
+    if rank == 1:
+        divisor = np.where(diagonal > 0, diagonal, divisor)
+    others = gram / divisor[..., None]
+    others[..., np.arange(rank), np.arange(rank)] = 0.0
+    return divisor, others, SWEEPS if rank > 1 else 1
 
 
 def _sweep(factor: Array, target: Array, others: Array, sweeps: int, nonnegative: bool) -> None:

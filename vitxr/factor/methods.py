@@ -106,6 +106,10 @@ def factorize(
           load the tensor once, a range of chunks each, and keep it; between passes only sums
           come and go. This process reads it twice besides, block by block, to check its values
           and for ``objective``.
+        - ``device``, "auto", "cpu", "cuda" or "cuda:1" as for :func:`vitxr.load_model`: torch makes
+          the passes there, with float32 products in full whatever torch is set to. The tensor
+          stays on the device if it fits, and comes over block by block in each pass if not. Not
+          with a mask or a client. By default NumPy makes them.
         - ``compress``, whether to iterate on a compressed tensor first, and finish on the tensor
           itself (:mod:`vitxr.factor.compress`): by default where that is much less work, and none
           of the others is given.
@@ -136,7 +140,10 @@ def factorize(
         If ``t`` has fewer than two dimensions, no elements, is not numeric, holds NaN or infinite
         values, holds negative values and the method is nonnegative, is zero everywhere, or is so
         large or small that its powers leave the range of its dtype, or lies in chunks that would
-        fill the memory; or if tensorly meets a singular system on the way.
+        fill the memory; if its factors do not fit into the memory of the device; or if tensorly
+        meets a singular system on the way.
+    DependencyError
+        If a device is given and torch is not installed.
 
     References
     ----------
@@ -251,8 +258,10 @@ def _fit_ours(
     if compressed is None:
         mode = blocked_mode(tensor.data)
         plain = rules.is_plain and start is None and tensor.mask is None
-        plain = plain and options.get("client") is None
-        compressed = [plain and pays(shape[mode:] + shape[:mode], rank) for (rank,) in ranks]
+        here = options.get("client") is None and options.get("device") is None
+        compressed = [
+            plain and here and pays(shape[mode:] + shape[:mode], rank) for (rank,) in ranks
+        ]
     with own_threads() as pool:
         fits = hals.fit_models(
             tensor.data,
@@ -264,6 +273,7 @@ def _fit_ours(
             rules=rules,
             mask=tensor.mask,
             client=options.get("client"),
+            device=options.get("device"),
             compressed=compressed,
             callback=tell,
         )

@@ -130,6 +130,11 @@ def choose_rank(
             "choose_rank takes no client: it holds entries out by a mask, which workers of a "
             "cluster do not take; leave it out."
         )
+    if options.get("device") is not None:
+        raise ArgumentError(
+            "choose_rank takes no device: it holds entries out by a mask, which the pass on a "
+            "device does not take; leave it out."
+        )
     if options.get("mask") is not None:
         raise ArgumentError(
             "choose_rank takes no mask: data are shuffled and halved, and hidden values would come "

@@ -215,14 +215,14 @@ def in_one_form(options: Mapping[str, Any]) -> dict[str, Any]:
 def told(options: Mapping[str, Any]) -> str:
     """Write options down as JSON; an array by its dims, its sizes and a hash of its values.
 
-    Where the work is done, the client, is left out.
+    Where the work is done, the client or the device, is left out.
 
     Examples
     --------
     >>> told({"nonnegative": ("image",), "compress": None})
     '{"nonnegative": ["image"], "compress": null}'
     """
-    kept = {name: option for name, option in options.items() if name != "client"}
+    kept = {name: option for name, option in options.items() if name not in ("client", "device")}
     return json.dumps(kept, default=_told)
 
 
