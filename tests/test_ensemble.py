@@ -246,6 +246,8 @@ def test_best_is_the_replicate_of_least_objective():
         best = tree.vit.best(rank)
         assert float(best["objective"]) == float(tree["objective"].sel(rank=rank).min())
         assert best["neuron_factor"].dims == ("neuron", "component")
+    with pytest.raises(ArgumentError, match=r"rank=\[2\] is not in the ensemble, which has 2, 3"):
+        tree.vit.best([2])
     with pytest.raises(ArgumentError, match="rank=7 is not in the ensemble, which has 2, 3"):
         tree.vit.best(7)
     with pytest.raises(DataError, match="no `best_replicate`"):

@@ -135,7 +135,7 @@ def test_a_matrix_and_the_limit_on_iterations(method):
 @given(
     shape=st.lists(st.integers(2, 6), min_size=2, max_size=4),
     rank=st.integers(1, 2),
-    dtype=st.sampled_from(["uint8", "int16", "int64", "float16", "float32", "float64"]),
+    dtype=st.sampled_from(["uint8", "int16", "int64", "float16", "float32", "float64", ">f4"]),
     seed=st.integers(0, 2**32 - 1),
 )
 def test_any_dims_and_real_dtypes(shape, rank, dtype, seed):

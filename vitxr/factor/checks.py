@@ -27,6 +27,7 @@ __all__ = [
     "check_arguments",
     "check_labels",
     "check_rank",
+    "floating",
     "is_int",
     "prepare",
     "tensorly_function",
@@ -269,8 +270,7 @@ def prepare(t: xr.DataArray, method: str, options: dict[str, Any]) -> Tensor:
                 "compress is True, and a compressed tensor is for plain nonnegative CP: leave it "
                 "out, or nonnegative, fixed, sparsity, mask, client and device."
             )
-    single = t.dtype.itemsize <= 2 or t.dtype == np.float32
-    data = t.data.astype(np.float32 if single else np.float64, copy=False)
+    data = t.data.astype(floating(t.dtype), copy=False)
     lazy = t.chunks is not None
     small = data.nbytes <= IN_MEMORY_BYTES and options.get("client") is None
     if not lazy or method != "ncp_hals" or small:
@@ -346,6 +346,12 @@ def _check_hidden(t: xr.DataArray, mode: int, down: Array, across: Array) -> Non
                 f"the mask hides all of {names}{more}, of which nothing could be said: leave "
                 f"{'it' if len(hidden) == 1 else 'them'} out of the tensor, t.drop_isel({dim}=...)."
             )
+
+
+def floating(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Dtype that data are fitted in: float32 for it, of any byte order, and for up to 16 bits."""
+    single = dtype.itemsize <= 2 or (dtype.kind == "f" and dtype.itemsize == 4)
+    return np.dtype(np.float32 if single else np.float64)
 
 
 def tensorly_function(method: str) -> Callable[..., Any]:

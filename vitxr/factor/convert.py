@@ -12,7 +12,7 @@ import xarray as xr
 
 from vitxr._version import __version__
 from vitxr.errors import ArgumentError, DataError
-from vitxr.factor.checks import check_labels
+from vitxr.factor.checks import check_labels, floating
 from vitxr.factor.labels import Found, assemble, describe, ordered_cp, ordered_tucker
 from vitxr.factor.parts import take_apart
 from vitxr.factor.reconstruct import explained
@@ -136,9 +136,8 @@ def from_tensorly(model: Any, like: xr.DataArray) -> xr.Dataset:
         index = like.indexes.get(dim)
         if isinstance(given, pd.DataFrame) and index is not None and not given.index.equals(index):
             raise DataError(f"the rows of a factor have other labels than {dim} of the tensor.")
-    small = like.dtype.itemsize <= 2 or like.dtype == np.float32
     found = Found(weights, arrays, np.empty(0), False, 0.0, 0)
-    core, units = (ordered_cp if cp else ordered_tucker)(found, np.float32 if small else np.float64)
+    core, units = (ordered_cp if cp else ordered_tucker)(found, floating(like.dtype))
     ds = assemble(like, core, units)
     ds["objective"] = explained(ds, like)["objective"].variable
     describe(ds)

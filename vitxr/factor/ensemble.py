@@ -229,7 +229,7 @@ def best(ensemble: xr.DataTree, rank: int) -> xr.Dataset:
             "the tree has no `best_replicate`; expected an ensemble from fit_ensemble, at its root."
         )
     root = ensemble.to_dataset()
-    if rank not in root.indexes["rank"]:
+    if not checks.is_int(rank) or rank not in root.indexes["rank"]:
         have = ", ".join(map(str, root.indexes["rank"]))
         raise ArgumentError(f"rank={rank!r} is not in the ensemble, which has {have}.")
     replicate = int(root["best_replicate"].sel(rank=rank))

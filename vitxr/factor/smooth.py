@@ -12,6 +12,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from vitxr.errors import ArgumentError, DataError
+from vitxr.factor.checks import floating
 from vitxr.factor.lattice import lattice
 from vitxr.names import SHIFT
 
@@ -88,8 +89,7 @@ def smooth(
             )
     modes = [mode or ("reflect" if axis.open else "wrap") for axis in axes]
     sizes = [axis.size for axis in axes]
-    small = t.dtype.itemsize <= 2 or t.dtype == np.float32
-    dtype = np.dtype(np.float32 if small else np.float64)
+    dtype = floating(t.dtype)
 
     def filtered(block: npt.NDArray[Any]) -> npt.NDArray[Any]:
         grid = block.astype(dtype, copy=False).reshape(*block.shape[: -len(core)], *sizes)
