@@ -78,6 +78,9 @@ def test_a_pass_is_that_of_numpy(
         scale = np.abs(theirs).max(initial=1)
         # Sweeps of dependent columns amplify rounding.
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=(2e-4 if single else 1e-11) * scale)
+    mine = holder.give(slice(0, 1))
+    mine += 1
+    assert not np.array_equal(mine, holder.give(slice(0, 1)))  # a copy
 
 
 @pytest.mark.parametrize("shape", [(140, 9), (140, 5, 6), (4, 150, 5), (5, 3, 80, 2)])
