@@ -181,6 +181,13 @@ def test_reset_of_a_store_without_damage_leaves_it(store):
     assert list(np.flatnonzero(~Ledger(Location(store)).done())) == [2]
 
 
+def test_a_store_that_has_lost_its_plan_is_refused(store):
+    (store / "_vitxr" / "zarr.json").unlink()
+    for call in (vitxr.open, vitxr.verify, Ledger):
+        with pytest.raises(StoreError, match=r"_vitxr/zarr\.json\) cannot be read: it is missing"):
+            call(Location(store) if call is Ledger else store)
+
+
 def test_a_record_that_is_damaged(store):
     record = store / "_vitxr" / "record" / "c.4.0.0"
     data = np.frombuffer(record.read_bytes(), "<u8").reshape(3, 2).copy()

@@ -97,6 +97,9 @@ def read_plan(location: Location) -> dict[str, Any] | None:
     """
     raw = location.read(PLAN)
     if raw is None:
+        # The record is laid out after the plan: where it is alone, nothing would be checked.
+        if location.read(f"{GROUP}/record/zarr.json") is not None:
+            raise StoreError(_unreadable(location, "it is missing"))
         return None
     try:
         plan = json.loads(raw)["attributes"]
@@ -225,7 +228,8 @@ def check_root(location: Location, plan: Mapping[str, Any]) -> None:
             f"all units of the store {str(location)!r} are written, and the attributes of its root "
             f"({ROOT}) are not as they were written. Written -> found:\n  "
             + "\n  ".join(different)
-            + "\nThe same extract, run again, writes them anew."
+            + "\nThe same extract, run again, writes them anew. If it is refused, the plan was "
+            f"altered ({PLAN}): restore that from a copy."
         )
 
 
