@@ -50,9 +50,9 @@ check: $(VENV)/.installed  ## lint, format, types, links, doctests; warnings are
 	$(BIN)/python scripts/check_links.py README.md CONTRIBUTING.md docs
 	$(PYTEST) --doctest-modules vitxr
 
-docs: $(VENV)/.installed  ## write the vocabulary's page again; check all links
+docs: $(VENV)/.installed  ## the site, into docs/_build/html; every code cell is executed
 	$(BIN)/python scripts/vocabulary.py
-	$(BIN)/python scripts/check_links.py README.md docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
 bench: $(VENV)/.installed  ## speed, as ratios measured side by side
 	$(BIN)/python benchmarks/main_job.py
@@ -67,4 +67,4 @@ build: $(VENV)/.installed  ## wheel and sdist
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) $(VENV)-base $(VENV)-newest demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-base $(VENV)-newest demo docs/_build docs/generated build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

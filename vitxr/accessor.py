@@ -79,7 +79,7 @@ class VitDataset(_Hints):
         stack: bool = True,
         drop_edge: int = 0,
     ) -> xr.DataArray:
-        """Mean over shifts of :meth:`neuron_tensor`, (neuron, image); the same parameters.
+        """Mean over shifts of ``neuron_tensor``, (neuron, image); the same parameters.
 
         See :func:`vitxr.tensors.neuron_matrix`.
         """

@@ -373,7 +373,7 @@ def read_mat(path: str | Path) -> xr.DataArray:
     Parameters
     ----------
     path
-        File written by :func:`to_mat`, or by the original notebook.
+        File written by ``to_mat``, or by the original notebook.
 
     Returns
     -------

@@ -63,7 +63,7 @@ def fit_ensemble(
         fitted. With a larger ``max_iter`` than before, so are those that had not converged.
     floors
         Fit the same models to the same tensor with every neuron's entries shuffled
-        (:func:`vitxr.factor.shuffle.shuffle`): what objective, similarity and factor match score
+        (``vitxr.factor.shuffle.shuffle``): what objective, similarity and factor match score
         are where there is nothing to find. It takes as long again, or longer.
     **options
         Further arguments, as for :func:`vitxr.factor.factorize`.

@@ -70,12 +70,12 @@ def factorize(
     rank
         Number of components. For Tucker an int or one for each dimension.
     method
-        "ncp_hals" (:func:`vitxr.factor.hals.ncp_hals`, the original notebook's), or one of
-        tensorly's functions by its own name: see :data:`METHODS`.
+        "ncp_hals" (``vitxr.factor.hals.ncp_hals``, the original notebook's), or one of
+        tensorly's functions by its own name: see ``METHODS``.
     random_state
         Seed of the random start (unused where ``start`` is given), an integer from 0 to
         2**32 - 1. All CP methods start from the same point for the same seed,
-        :func:`vitxr.factor.kernels.random_start`; tensorly's Tucker methods from tensorly's
+        ``vitxr.factor.kernels.random_start``; tensorly's Tucker methods from tensorly's
         random start. tensorly's own default, a start by SVD, ignores the seed; ``init="svd"``
         asks for it.
     tol
@@ -111,7 +111,7 @@ def factorize(
           stays on the device if it fits, and comes over block by block in each pass if not. Not
           with a mask or a client. By default NumPy makes them.
         - ``compress``, whether to iterate on a compressed tensor first, and finish on the tensor
-          itself (:mod:`vitxr.factor.compress`): by default where that is much less work, and none
+          itself (``vitxr.factor.compress``): by default where that is much less work, and none
           of the others is given.
 
     Returns

@@ -49,7 +49,7 @@ def choose_rank(
       what they see, and predict less;
 
     and the first three of a tensor with every neuron's entries shuffled
-    (:func:`vitxr.factor.shuffle.shuffle`). Scores of nonnegative models are far above 0 where
+    (``vitxr.factor.shuffle.shuffle``). Scores of nonnegative models are far above 0 where
     there is nothing to find: only what is above those of shuffled data says anything.
 
     Parameters

@@ -40,7 +40,7 @@ def smooth(
     mode
         What lies beyond the edge of the lattice: "wrap", its other end; "reflect", its mirror
         image, edge included, as in the notebook. By default "wrap" for an axis that closes after
-        one period, and "reflect" for one that does not (:func:`vitxr.factor.lattice.lattice`).
+        one period, and "reflect" for one that does not (``vitxr.factor.lattice.lattice``).
 
     Returns
     -------

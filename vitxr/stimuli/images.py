@@ -40,7 +40,7 @@ def open_images(
     Every image is decoded once, so that a bad one is refused before any work;
     the pixels of files are then read again, lazily, when they are asked for.
     How greyscale, 16-bit, transparent, rotated and other doubtful images are
-    read is stated in :mod:`vitxr.stimuli.decode`.
+    read is stated in ``vitxr.stimuli.decode``.
 
     Parameters
     ----------

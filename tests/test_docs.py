@@ -1,0 +1,66 @@
+"""The documentation names everything public."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("holoviews")
+
+import vitxr
+from vitxr import accessor, analysis, errors, factor, models, names, plot, stimuli
+
+ROOT = Path(__file__).parent.parent
+API = (ROOT / "docs" / "api" / "index.md").read_text("utf-8")
+#: Listed under another name, or no object with a page.
+ELSEWHERE = {"__version__", "datasets", "plot", "errors", "names", "METHODS"}
+
+
+def entries(module):
+    """Names that the page lists under a module's heading, qualified."""
+    pattern = rf"currentmodule:: {re.escape(module)}\n(.*?)```"
+    blocks = re.findall(pattern, API, re.DOTALL)
+    return {line.strip() for block in blocks for line in block.splitlines()}
+
+
+def public():
+    for room, listed in ((vitxr, "vitxr"), (factor, "vitxr.factor"), (analysis, "vitxr.analysis"),
+                         (plot, "vitxr.plot")):  # fmt: skip
+        for name in room.__all__:
+            if not inspect.ismodule(getattr(room, name)):
+                yield listed, name
+    for room in (stimuli, models):
+        for name in room.__all__:
+            if name not in vitxr.__all__:
+                yield "vitxr", f"{room.__name__.removeprefix('vitxr.')}.{name}"
+    for name in errors.__all__:
+        yield "vitxr", f"errors.{name}"
+    for name in names.__all__:
+        if callable(getattr(names, name)):
+            yield "vitxr", f"names.{name}"
+    for title in accessor.__all__:
+        for name in vars(getattr(accessor, title)):
+            if not name.startswith("_"):
+                yield "vitxr.accessor", f"{title}.{name}"
+
+
+@pytest.mark.parametrize(("module", "name"), sorted(public()))
+def test_every_public_name_has_a_page(module, name):
+    if name in ELSEWHERE:
+        return
+    also = {"vitxr": "vitxr.factor"}.get(module, module)
+    assert name in entries(module) | entries(also), f"docs/api/index.md does not list {name}"
+
+
+def test_the_page_lists_nothing_that_is_not_there():
+    listed = 0
+    for module in ("vitxr", "vitxr.accessor", "vitxr.factor", "vitxr.analysis", "vitxr.plot"):
+        for name in entries(module):
+            if name and not name.startswith((".", ":")):
+                thing = __import__(module, fromlist=["_"])
+                for part in name.split("."):
+                    thing = getattr(thing, part)
+                listed += 1
+    assert listed > 80
