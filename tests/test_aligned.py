@@ -323,3 +323,11 @@ def test_accessor():
     assert f.drop_vars("seconds").identical(
         factorize_aligned(t, 1, max_iter=3).drop_vars("seconds")
     )
+
+
+def test_rolled_coordinates_stay_in_memory():
+    t, _ = planted(rank=1)
+    lazy = t.copy(data=t.chunk(image=1).data)
+    aligned = roll(lazy, factorize_aligned(t, 1, max_iter=2))
+    assert aligned.chunks is not None
+    assert all(coord.chunks is None for coord in aligned.coords.values())

@@ -8,6 +8,7 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
 
 from vitxr.analysis import embed
 from vitxr.errors import ArgumentError, DataError
@@ -273,6 +274,18 @@ def test_factor_match_score_is_the_best_matching(seed, one, other, signed):
         best = max(best, total / len(choice))
     assert factor_match_score(f, g) == pytest.approx(best)
     assert factor_match_score(f, f) == pytest.approx(1)
+
+
+def test_what_has_died_matches_nothing_not_even_itself():
+    """As in tlviz without weights: a column of zeros adds 0 to a mean over all components."""
+    f = model(4)
+    f["weight"][1] = 0
+    f["image_factor"][:, 1] = 0
+    assert factor_match_score(f, f) == pytest.approx(2 / 3)
+    product = np.prod([f[f"{d}_factor"].values.T @ f[f"{d}_factor"].values for d in DIMS], axis=0)
+    rows, columns = linear_sum_assignment(-product)
+    assert factor_match_score(f, f) == pytest.approx(product[rows, columns].mean())
+    assert similarity(f, f) == pytest.approx(1)
 
 
 def test_replicates_are_compared_and_the_dead_counted(tree, tensor):

@@ -394,3 +394,39 @@ def test_written_and_read_back(tmp_path):
     assert back.indexes["neuron"].equals(f.indexes["neuron"])
     assert back.attrs["method"] == "ncp_hals"
     assert json.loads(back.attrs["versions"]) == json.loads(f.attrs["versions"])
+
+
+def test_constraints_of_some_modes():
+    """A dict of tensorly's: those modes are nonnegative, and stay so when signs are settled."""
+    t = neuron_tensor(noise=0.3)
+    t = t - 0.7 * t.mean()
+    f = factorize(t, 3, "constrained_parafac", non_negative={0: True, 2: True}, **RUN)
+    assert (f.neuron_factor >= 0).all()
+    assert (f.shift_factor >= 0).all()
+    assert (f.image_factor < 0).any()
+    left = np.linalg.norm(t - f.vit.reconstruct()) / np.linalg.norm(t)
+    assert float(f.objective) == pytest.approx(float(left), rel=1e-4)
+    assert (f.vit.transform(t, "neuron").neuron_factor >= 0).all()
+    assert (f.vit.transform(t, "image").image_factor < 0).any()
+    free = factorize(t, 2, "constrained_parafac", non_negative=False, **RUN)
+    assert (free.vit.transform(t, "image").image_factor < 0).any()
+    with pytest.raises(DataError, match="constrained_parafac cannot fit it"):
+        factorize(t, 2, "constrained_parafac", non_negative={0: True, 1: True, 2: True})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"neuron": True},
+            r"modes it is for by their number, each True, .*=\{0: True\}: 0 is neuron",
+        ),
+        ({3: True}, "non_negative is {3: True}; expected the modes"),
+        ({np.int64(0): True}, "by their number"),
+        ({0: True, 1: False}, "each True"),
+        ([True, False, True], "of a list tensorly takes all"),
+    ],
+)
+def test_constraints_of_modes_that_are_not_there(given, message):
+    with pytest.raises(ArgumentError, match=message):
+        factorize(neuron_tensor(), 2, "constrained_parafac", non_negative=given)

@@ -20,6 +20,7 @@ ROOMS = [
     "store",
     "extract",
     "tensors",
+    "matlab",
     "factor",
     "analysis",
     "plot",

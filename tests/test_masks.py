@@ -311,7 +311,9 @@ def test_an_ensemble_is_resumed_with_the_same_mask_only():
         more.objective.sel(rank=2).values, tree.objective.sel(rank=2).values
     )
     other = KEPT.copy(data=random_mask(T.shape, 0.8, seed=1))
-    with pytest.raises(ArgumentError, match="the ensemble to resume was fitted with options"):
+    with pytest.raises(
+        ArgumentError, match=r"fitted with mask .*, 293 of 360 True, not .*, 300 of"
+    ):
         fit_ensemble(T, [1, 2], mask=other, resume=tree, **given)
 
 

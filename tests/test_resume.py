@@ -8,7 +8,7 @@ import xarray as xr
 
 import vitxr
 from vitxr.errors import ArgumentError, DataError
-from vitxr.factor import factorize, fit_ensemble, methods
+from vitxr.factor import checks, factorize, fit_ensemble, methods
 from vitxr.names import validate
 
 DIMS = ("neuron", "image", "shift")
@@ -172,10 +172,10 @@ def another(tensor, values):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (lambda t: t.isel(image=slice(5)), "has 6 of image, not 5"),
+        (lambda t: t.isel(image=slice(5)), "other labels of image: it has 6 of image, this one 5"),
         (
             lambda t: t.assign_coords(image=list("uvwxy?")),
-            "labels of image: the one at 5 is 'z', n",
+            r"other labels of image: at 5 of image it has z, this one \?",
         ),
         (lambda t: t.drop_vars("image"), "which has labels of image"),
         (lambda t: t.rename(shift="frame"), "dims neuron, image, shift, not neuron, image, frame"),
@@ -224,3 +224,53 @@ def test_versions_of_all_parts_are_kept(tensor, whole):
     found = json.loads(more.attrs["versions"])
     assert found["vitxr"] == f"0.0.1, {vitxr.__version__}"
     assert found["numpy"] == np.__version__
+
+
+def test_an_equal_mask_in_another_form_goes_on(tensor, monkeypatch):
+    rng = np.random.default_rng(3)
+    mask = tensor.copy(data=rng.random(tensor.shape) < 0.9)
+    given = {**GIVEN, "ranks": [2], "max_iter": 10}
+    tree = fit_ensemble(tensor, **given, mask=mask)
+    fitted = count_fits(monkeypatch)
+    for form in (
+        mask.transpose("shift", "neuron", "image"),
+        mask.chunk(neuron=5, image=2, shift=-1),
+        mask.chunk(neuron=-1, image=1, shift=2).transpose("image", "shift", "neuron"),
+    ):
+        again = fit_ensemble(tensor, **given, mask=form, resume=tree)
+        assert again.attrs["options"] == tree.attrs["options"]
+    monkeypatch.setattr(checks, "IN_MEMORY_BYTES", 0)  # read from its chunks, in another order
+    for chunks in ({"image": 2, "neuron": -1}, {"shift": 2, "image": 4}, {"neuron": 3}):
+        fit_ensemble(tensor.chunk(chunks), **given, mask=mask.chunk(neuron=5), resume=tree)
+    assert not fitted
+    over = mask.isel(shift=0, drop=True)
+    tree = fit_ensemble(tensor, **given, mask=over)
+    fitted.clear()
+    fit_ensemble(tensor, **given, mask=over.broadcast_like(tensor), resume=tree)
+    assert not fitted
+
+
+def test_another_mask_is_said_without_hashes(tensor):
+    mask = tensor.copy(data=np.ones(tensor.shape, bool))
+    mask[0, 0, 0] = mask[1, 1, 1] = False
+    given = {**GIVEN, "ranks": [2], "max_iter": 10}
+    tree = fit_ensemble(tensor, **given, mask=mask)
+    fewer = mask.copy(deep=True)
+    fewer[2, 2, 2] = False
+    sizes = r"\(image: 6, neuron: 16, shift: 5\)"
+    with pytest.raises(ArgumentError) as raised:
+        fit_ensemble(tensor, **given, mask=fewer, resume=tree)
+    assert "fingerprint" not in str(raised.value)
+    said = rf"fitted with mask {sizes}, 478 of 480 True, not {sizes}, 477 of 480 True: give"
+    with pytest.raises(ArgumentError, match=said):
+        fit_ensemble(tensor, **given, mask=fewer, resume=tree)
+    with pytest.raises(ArgumentError, match=rf"mask {sizes}, 478 of 480 True, not none: give"):
+        fit_ensemble(tensor, **given, resume=tree)
+    moved = mask.copy(deep=True)
+    moved[0, 0, 0], moved[3, 3, 3] = True, False
+    with pytest.raises(
+        ArgumentError, match=rf"another mask of the same sizes.*{sizes}.*True: give"
+    ):
+        fit_ensemble(tensor, **given, mask=moved, resume=tree)
+    with pytest.raises(ArgumentError, match=r"True; options \{\}, not \{'nonnegative'"):
+        fit_ensemble(tensor, **given, mask=fewer, nonnegative="image", resume=tree)

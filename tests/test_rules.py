@@ -202,7 +202,8 @@ def test_the_penalty_has_no_unit():
     whole = np.sqrt(float(one.objective) ** 2 + 2 * penalty)
     assert float(one.penalized_objective_history[-1]) == pytest.approx(whole, rel=1e-9)
     assert (one.neuron_factor == 0).sum() > (factorize(t, 2).neuron_factor == 0).sum()
-    dead = factorize(t, 2, sparsity={"neuron": 100})
+    with pytest.warns(RuntimeWarning, match="no component left"):
+        dead = factorize(t, 2, sparsity={"neuron": 100})
     assert (dead.weight == 0).all()
     assert float(dead.objective) == 1
 
@@ -339,6 +340,29 @@ def test_ensembles_take_rules_and_refuse_a_start():
     assert np.isfinite(more["rank_1"].penalized_objective_history[:, 0]).all()
     with pytest.raises(ArgumentError, match="start is one model, from which all fits"):
         fit_ensemble(T, [2], 2, start=F, progress=False)
+
+
+def test_a_penalty_that_leaves_nothing_is_warned_of():
+    given = {"sparsity": {"neuron": 50.0}, "max_iter": 20}
+    with pytest.warns(
+        RuntimeWarning, match=r"1 of 1 fits have no component left: all weights are 0"
+    ):
+        f = factorize(T, 2, **given)
+    assert (f.weight == 0).all()
+    assert float(f.objective) == pytest.approx(1)
+    with pytest.warns(
+        RuntimeWarning, match=r"sparsity \(neuron: 50\) costs more .*smaller numbers"
+    ):
+        tree = fit_ensemble(T, [1, 2], 2, progress=False, **given)
+    assert tree.degenerate.all()
+    assert (tree.dead_components == tree["rank"]).all()
+
+
+@pytest.mark.parametrize("value", [np.array([True, False]), np.array(True), 1, "yes"])
+def test_compress_is_a_bool(value):
+    with pytest.raises(ArgumentError, match=r"compress is .*; expected True, False, or None"):
+        factorize(T, 2, compress=value)
+    assert factorize(T, 2, compress=np.bool_(False), max_iter=2).attrs["options"]
 
 
 @pytest.mark.parametrize("names", [{"image", "shift"}, np.array(["shift", "image"]), "iterator"])

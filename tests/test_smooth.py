@@ -187,3 +187,13 @@ def test_factors_say_that_they_are_of_a_smoothed_tensor():
 def test_refusals(arguments, error, message):
     with pytest.raises(error, match=message):
         smooth(**{"t": tensor(), **arguments})
+
+
+def test_coordinates_stay_in_memory_and_are_saved_without_a_warning(tmp_path):
+    t = tensor().assign_coords(image=np.array(["a", "b", "c"], object))
+    for form in (t, t.unstack("shift")):
+        s = smooth(form.copy(data=form.chunk(image=1).data), 0.7)
+        assert s.chunks is not None
+        assert all(coord.chunks is None for coord in s.coords.values())
+        assert s.coords.to_dataset().identical(form.coords.to_dataset())
+    vitxr.save(s.stack(shift=("shift_y", "shift_x")), tmp_path / "s.zarr")

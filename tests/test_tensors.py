@@ -257,3 +257,64 @@ def test_matlab_refusals(ds, tmp_path):
     savemat(tmp_path / "other.mat", {"a": 1})
     with pytest.raises(DataError, match="holds a; expected one of neuron_output_3D"):
         vitxr.read_mat(tmp_path / "other.mat")
+
+
+def partial(ds, **missing):
+    """As a store that is not whole: rows that are not written are NaN."""
+    written = xr.DataArray(np.ones((3, ds.sizes["shift_y"]), bool), dims=("image", "shift_y"))
+    written[missing] = False
+    ds = ds.assign(activation=ds["activation"].where(written)).assign_coords(written=written)
+    return ds.chunk(image=1)
+
+
+@pytest.mark.parametrize("make", [neuron_tensor, neuron_matrix])
+@pytest.mark.parametrize(
+    ("ranking", "missing"),
+    [
+        ("first_frame", {"image": 0}),
+        ("first_frame", {"image": 0, "shift_y": 0}),
+        ("mean", {"image": 1, "shift_y": 2}),
+    ],
+)
+def test_maps_are_not_ranked_by_what_is_not_written(ds, make, ranking, missing):
+    part = partial(ds, **missing)
+    name = str(ds.image.values[missing["image"]])
+    with pytest.raises(DataError) as raised:
+        make(part, 1, feature_maps=4, ranking=ranking)
+    said = str(raised.value)
+    assert f"ranked by {ranking!r}: image {name}, shift_y {missing.get('shift_y', 0)}" in said
+    assert "layer 1 is not written yet; the store is not whole: " in said
+    assert 'ds.isel(image=ds.written.all("shift_y").values) has the images that are' in said
+    # The remedy is one.
+    rest = part.isel(image=part.written.all("shift_y").values)
+    whole = ds.isel(image=[i for i in range(3) if i != missing["image"]])
+    xr.testing.assert_allclose(
+        make(rest, 1, feature_maps=4, ranking=ranking).drop_vars("written", errors="ignore"),
+        make(whole, 1, feature_maps=4, ranking=ranking),
+    )
+
+
+def test_what_is_not_written_elsewhere_is_no_matter_for_the_first_frame(ds):
+    part = partial(ds, image=2)
+    t = neuron_tensor(part, 0, feature_maps=4)
+    assert t.indexes["neuron"].equals(neuron_tensor(ds, 0, feature_maps=4).indexes["neuron"])
+    remedy = r'the store is not whole: t.isel\(image=t.written.all\("shift"\).values\)'
+    with pytest.raises(DataError, match="non-finite value, nan, .*" + remedy):
+        t.vit.factorize(2)
+    f = t.isel(image=t.written.all("shift").values).vit.factorize(2, max_iter=3)
+    assert f.sizes["image"] == 2
+    vitxr.names.validate(f)
+
+
+def test_maps_are_not_ranked_by_values_that_are_not_numbers(ds):
+    broken = ds.copy(deep=True)
+    broken["activation"][1, 2, 3, 0, 5, 1, 1] = np.nan
+    frame = f"image {ds.image.values[1]}, shift_y 2, shift_x 3, layer 0 holds NaN or infinite"
+    for one in (broken, broken.chunk(image=1)):
+        with pytest.raises(DataError, match=f"by 'mean': {frame} values; leave such images out"):
+            neuron_tensor(one, 0, feature_maps=4, ranking="mean")
+        neuron_tensor(one, 0, feature_maps=4)  # by the first frame
+        neuron_tensor(one, 0, feature_maps=[3, 4], ranking="mean")
+    broken["activation"][0, 0, 0, 2, 7] = np.inf
+    with pytest.raises(DataError, match=r"by 'first_frame': image .*, layer 2 holds NaN"):
+        neuron_tensor(broken, 2, feature_maps=4)

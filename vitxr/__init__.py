@@ -14,10 +14,10 @@ import vitxr.accessor as _accessor  # noqa: F401 (registers .vit)
 from vitxr import errors, names
 from vitxr._version import __version__
 from vitxr.extract import estimate, extract
+from vitxr.matlab import read_mat
 from vitxr.stimuli import ShiftGrid, open_images, read_image
 from vitxr.store import open_store as open  # noqa: A004 (the public name; the builtin is not used)
 from vitxr.store import save, verify
-from vitxr.tensors import read_mat
 
 if TYPE_CHECKING:
     from vitxr import plot

@@ -119,26 +119,31 @@ class VitDataset(_Hints):
 
         return reconstruct(self._ds, components)
 
-    def explained(self, t: xr.DataArray) -> xr.Dataset:
+    def explained(self, t: xr.DataArray, mask: xr.DataArray | None = None) -> xr.Dataset:
         """How much of a tensor a model explains: in all, along each dim, by each component.
 
-        ``r2``, ``neuron_r2(neuron)``, ..., ``component_share(component)``, ... See
-        :func:`vitxr.factor.explained`.
+        ``r2``, ``neuron_r2(neuron)``, ..., ``component_share(component)``, ... ``mask`` is True
+        where a value is observed. See :func:`vitxr.factor.explained`.
         """
         from vitxr.factor import explained
 
-        return explained(self._ds, t)
+        return explained(self._ds, t, mask)
 
     def transform(
-        self, t: xr.DataArray, dim: str | None = None, nonnegative: bool | None = None
+        self,
+        t: xr.DataArray,
+        dim: str | None = None,
+        nonnegative: bool | None = None,
+        mask: xr.DataArray | None = None,
     ) -> xr.Dataset:
         """Find where new images, shifts or neurons lie in a model; its other factors are fixed.
 
-        ``dim`` is told by the labels that are new. See :func:`vitxr.factor.transform`.
+        ``dim`` is told by the labels that are new; ``mask`` is True where a value is observed. See
+        :func:`vitxr.factor.transform`.
         """
         from vitxr.factor import transform
 
-        return transform(self._ds, t, dim, nonnegative)
+        return transform(self._ds, t, dim, nonnegative, mask)
 
     def to_tensorly(self, labelled: bool = False) -> Any:
         """Convert a model to a tensorly CPTensor or TuckerTensor.
@@ -267,9 +272,9 @@ class VitArray(_Hints):
     def to_mat(self, path: str | Path) -> Path:
         """Write a MATLAB file with the original notebook's variable names.
 
-        See :func:`vitxr.tensors.to_mat`.
+        See :func:`vitxr.matlab.to_mat`.
         """
-        from vitxr.tensors import to_mat
+        from vitxr.matlab import to_mat
 
         return to_mat(self._array, path)
 

@@ -25,6 +25,7 @@ __all__ = [
     "Variable",
     "order",
     "provenance",
+    "unwritten",
     "validate",
 ]
 
@@ -41,9 +42,12 @@ PROVENANCE = (
     "model_revision",
     "model_fingerprint",
     "preprocess",
+    "precision",
     "layer",
     "ranking",
     "drop_edge",
+    "rectify",
+    "normalize",
     "smoothing",
 )
 
@@ -153,7 +157,12 @@ VARIABLES: dict[str, Variable] = {
     ),
     "attention": _v(_FRAME + "layer head query key", "1", "attention weight", "f"),
     "logits": _v(_FRAME + "class", "1", "logit of the class", "f"),
-    "written": _v("image shift_y", "", "whether the store holds it yet", "b"),
+    "written": _v(
+        ("image shift_y", "image shift", "image", "shift_y", "shift", ""),
+        "",
+        "whether the store holds it yet",
+        "b",
+    ),
     "channel": _v("layer feature_map", "", "channel number in the model", "iu"),
     # tensors
     "edge_distance": _v(
@@ -262,6 +271,31 @@ VARIABLES: dict[str, Variable] = {
 def provenance(attrs: Mapping[Any, Any]) -> dict[str, Any]:
     """Keep the attributes that say where numbers come from."""
     return {key: attrs[key] for key in PROVENANCE if key in attrs}
+
+
+def unwritten(x: xr.DataArray | xr.Dataset, name: str = "t") -> str:
+    """Say what to do about NaN where data are of a store that is not whole, by ``written``.
+
+    Returns
+    -------
+    str
+        A remedy more, behind a semicolon; nothing where all is written, or nothing is known.
+
+    Examples
+    --------
+    >>> t = xr.DataArray([1, 2], dims="image", coords={"written": ("image", [True, False])})
+    >>> unwritten(t)
+    '; the store is not whole: t.isel(image=t.written.values) has the images that are'
+    """
+    if "written" not in x.coords or bool(x["written"].all()):
+        return ""
+    written = x["written"]
+    others = [str(d) for d in written.dims if d != "image"]
+    if "image" not in written.dims or not bool(written.all(others).any()):
+        return "; the store is not whole: run the same extract again to finish it"
+    over = f'.all("{others[0]}")' if others else ""
+    which = f"image={name}.written{over}.values"
+    return f"; the store is not whole: {name}.isel({which}) has the images that are"
 
 
 def order(dims: Iterable[Hashable]) -> tuple[Hashable, ...]:

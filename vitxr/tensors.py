@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Hashable, Sequence
-from pathlib import Path
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from typing import Literal, get_args
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
-from vitxr.errors import ArgumentError, DataError, StoreError
+from vitxr.errors import ArgumentError, DataError
 from vitxr.extract.ranking import rank_channels
-from vitxr.names import NEURON, SHIFT, VARIABLES, order, provenance, validate
+from vitxr.names import NEURON, SHIFT, VARIABLES, order, provenance, unwritten, validate
 
-__all__ = ["activity", "neuron_matrix", "neuron_tensor", "read_mat", "to_mat"]
+__all__ = ["activity", "neuron_matrix", "neuron_tensor"]
 
 Ranking = Literal["first_frame", "mean"]
 FeatureMaps = int | Sequence[int] | None
@@ -71,7 +68,8 @@ def neuron_tensor(
     Raises
     ------
     DataError
-        If ``ds`` has no ``activation``, or keeps too few feature maps.
+        If ``ds`` has no ``activation``, or keeps too few feature maps, or a count is to be ranked
+        by frames that hold NaN, as those of an unfinished store that are not written yet.
     ArgumentError
         If the layer, a feature map or an option does not exist.
 
@@ -89,7 +87,7 @@ def neuron_tensor(
     """
     x = _layer(ds, layer, drop_edge)
     # Selected first: what is not kept is then never read.
-    x = _select_maps(ds, x, feature_maps, ranking, drop_edge)
+    x = _select_maps(ds, x, layer, feature_maps, ranking, drop_edge)
     if rectify:
         x = x.clip(min=0)
     if normalize:
@@ -105,6 +103,9 @@ def neuron_tensor(
         "long_name": " ".join(["activation,", *what]) if what else "activation",
         "layer": int(layer),
         "drop_edge": int(drop_edge),
+        # 0 or 1, as netCDF has no attributes that are bool.
+        "rectify": int(rectify),
+        "normalize": int(normalize),
     }
     if isinstance(feature_maps, int | np.integer):
         x.attrs["ranking"] = ranking
@@ -233,7 +234,12 @@ def _layer(ds: xr.Dataset, layer: int, drop_edge: int) -> xr.DataArray:
 
 
 def _select_maps(
-    ds: xr.Dataset, x: xr.DataArray, feature_maps: FeatureMaps, ranking: Ranking, drop_edge: int
+    ds: xr.Dataset,
+    x: xr.DataArray,
+    layer: int,
+    feature_maps: FeatureMaps,
+    ranking: Ranking,
+    drop_edge: int,
 ) -> xr.DataArray:
     """Keep the wanted feature maps, labelled by the model's channel numbers."""
     if "channel" in x.coords:
@@ -243,7 +249,7 @@ def _select_maps(
     if feature_maps is None:
         return x
     if isinstance(feature_maps, int | np.integer) and not isinstance(feature_maps, bool):
-        return x.isel(feature_map=_top(ds, x, int(feature_maps), ranking, drop_edge))
+        return x.isel(feature_map=_top(ds, x, layer, int(feature_maps), ranking, drop_edge))
     try:
         wanted = np.asarray(feature_maps)
     except ValueError:
@@ -265,7 +271,7 @@ def _select_maps(
 
 
 def _top(
-    ds: xr.Dataset, x: xr.DataArray, count: int, ranking: Ranking, drop_edge: int
+    ds: xr.Dataset, x: xr.DataArray, layer: int, count: int, ranking: Ranking, drop_edge: int
 ) -> np.ndarray:
     if ranking not in get_args(Ranking):
         raise ArgumentError(f"ranking={ranking!r}: expected 'first_frame' or 'mean'.")
@@ -291,140 +297,25 @@ def _top(
         x = x.isel(frame)
     else:
         over += list(frame)
-    mean = x.mean(over, dtype=np.float64, skipna=False)
-    return rank_channels(mean.values)[:count]
+    mean = x.mean(over, dtype=np.float64, skipna=False).values
+    if not np.isfinite(mean).all():
+        raise DataError(_unranked(ds, x, layer, ranking))
+    return rank_channels(mean)[:count]
 
 
-def to_mat(t: xr.DataArray, path: str | Path) -> Path:
-    """Write a neuron tensor or matrix as a MATLAB file, as the original notebook does.
-
-    The array is ``neuron_output_3D`` (neuron, image, frame) or ``neuron_output_2D``
-    (neuron, image). Beside it stand all its coordinates, one entry an index, counted
-    from 0 as in Python: ``image`` and ``label`` (cell arrays of strings),
-    ``feature_map``, ``patch_row``, ``patch_col``, ``shift_y``, ``shift_x``, ``offset_y``,
-    ``offset_x`` and others; and ``attributes``, its attributes as JSON.
-
-    Parameters
-    ----------
-    t
-        Neuron tensor or matrix. It is computed and held in memory.
-    path
-        New file, ending in ``.mat``.
-
-    Raises
-    ------
-    ArgumentError
-        If the ending is another.
-    StoreError
-        If the file exists.
-    DataError
-        If ``t`` has other dims, or is too large for the format (2 GiB).
-
-    Examples
-    --------
-    >>> import tempfile, vitxr
-    >>> ds = vitxr.extract(vitxr.datasets.digits(per_class=1), vitxr.load_model("digits"),
-    ...                    layers=[0], shifts=None, progress=False)
-    >>> t = ds.vit.neuron_matrix(layer=0, feature_maps=3)
-    >>> path = t.vit.to_mat(tempfile.mkdtemp() + "/digits.mat")
-    >>> bool((vitxr.read_mat(path) == t).all())
-    True
-    """
-    from scipy.io import savemat
-
-    name: dict[tuple[Hashable, ...], str] = {
-        ("neuron", "image", "shift"): "neuron_output_3D",
-        ("neuron", "image"): "neuron_output_2D",
-    }
-    if t.dims not in name:
-        given = ", ".join(map(str, t.dims))
-        raise DataError(
-            f"to_mat: the array has dims ({given}); expected (neuron, image, shift) or "
-            "(neuron, image), as neuron_tensor and neuron_matrix give."
-        )
-    if t.nbytes >= 2**31:
-        raise DataError(
-            f"to_mat: the tensor holds {t.nbytes / 2**30:.1f} GiB; a MATLAB 5 file holds less than "
-            "2 GiB in a variable. Select fewer feature maps or images, or use vitxr.save."
-        )
-    path = Path(path)
-    if path.suffix != ".mat":
-        raise ArgumentError(f"path={str(path)!r}: expected a name ending in .mat.")
-    if path.exists():
-        raise StoreError(f"{str(path)!r} exists: choose another path, or delete it first.")
-    content: dict[str, Any] = {name[t.dims]: t.values, "attributes": _json(t.attrs)}
-    for key, coord in t.coords.items():
-        if coord.ndim == 1 and key not in ("neuron", "shift"):
-            values = coord.values
-            content[str(key)] = values if values.dtype.kind in "iufb" else values.astype(object)
-    savemat(path, content, do_compression=True)
-    return path
-
-
-def _json(attrs: dict[Hashable, Any]) -> str:
-    """Write attributes as JSON; netCDF gives them back as NumPy scalars."""
-    plain = (np.generic, np.ndarray)
-    return json.dumps(attrs, default=lambda v: v.tolist() if isinstance(v, plain) else str(v))
-
-
-def read_mat(path: str | Path) -> xr.DataArray:
-    """Read a neuron tensor or matrix from a MATLAB file.
-
-    Parameters
-    ----------
-    path
-        File written by ``to_mat``, or by the original notebook.
-
-    Returns
-    -------
-    xarray.DataArray
-        ``(neuron, image, shift)`` or ``(neuron, image)``, with all labels that the
-        file holds; the notebook's files hold none.
-
-    Raises
-    ------
-    StoreError
-        If the file cannot be read.
-    DataError
-        If it holds neither ``neuron_output_3D`` nor ``neuron_output_2D``.
-    """
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    try:
-        content = loadmat(path)
-    except (OSError, ValueError, NotImplementedError, MatReadError) as error:
-        raise StoreError(f"{str(path)!r} cannot be read as a MATLAB 5 file: {error}") from error
-    forms = {
-        "neuron_output_3D": ("neuron", "image", "shift"),
-        "neuron_output_2D": ("neuron", "image"),
-    }
-    found = [key for key in forms if key in content]
-    if len(found) != 1:
-        have = ", ".join(k for k in content if not k.startswith("__")) or "nothing"
-        raise DataError(f"{str(path)!r} holds {have}; expected one of {' or '.join(forms)}.")
-    dims = forms[found[0]]
-    data = content[found[0]]
-    if data.ndim < len(dims):
-        # MATLAB drops trailing dimensions of length one.
-        data = data.reshape(data.shape + (1,) * (len(dims) - data.ndim))
-
-    def column(key: str) -> np.ndarray:
-        values = content[key].ravel()
-        if values.dtype != object:
-            return values
-        return np.array([str(v.item()) if v.size else "" for v in values], dtype=object)
-
-    t = xr.DataArray(data, dims=dims, name="activation")
-    for dim, levels in (("neuron", NEURON), ("shift", SHIFT)):
-        if dim in dims and all(key in content for key in levels):
-            index = pd.MultiIndex.from_arrays([column(k) for k in levels], names=list(levels))
-            t = t.assign_coords(xr.Coordinates.from_pandas_multiindex(index, dim))
-    for key in content:
-        known = VARIABLES[key].dims if key in VARIABLES else (("image",),) * (key == "image")
-        for dim in dims:
-            if (dim,) in known:
-                t = t.assign_coords({key: (dim, column(key))})
-    if "attributes" in content:
-        t.attrs = json.loads(str(content["attributes"].item()))
-    return t
+def _unranked(ds: xr.Dataset, x: xr.DataArray, layer: int, ranking: Ranking) -> str:
+    """Say by which frame maps cannot be ranked, and what to do about it."""
+    if unwritten(x):
+        what, remedy, bad = "is not written yet", unwritten(ds, "ds"), ~x["written"]
+    else:
+        what, remedy = "holds NaN or infinite values", "; leave such images out"
+        each = x.mean(("feature_map", "patch_row", "patch_col"), dtype=np.float64, skipna=False)
+        bad = each.isnull() | (abs(each) == np.inf)
+        bad = bad.compute()
+    place = np.unravel_index(int(bad.values.argmax()), bad.shape)
+    frame = bad.isel(dict(zip(bad.dims, place, strict=True)))
+    labels = [f"{d} {frame[d].item()}" for d in ("image", *SHIFT) if d in frame.coords]
+    return (
+        f"feature maps cannot be ranked by {ranking!r}: {', '.join([*labels, f'layer {layer}'])} "
+        f"{what}{remedy}; or name the channels, feature_maps=[...]."
+    )

@@ -19,6 +19,7 @@ from vitxr.factor.labels import Found, assemble, describe, ordered_cp
 from vitxr.factor.lattice import Axis, lattice
 from vitxr.factor.reconstruct import explained
 from vitxr.factor.rolling import Rolled, places, rolled
+from vitxr.factor.same import difference
 from vitxr.names import provenance
 
 __all__ = ["factorize_aligned", "roll"]
@@ -124,7 +125,7 @@ def factorize_aligned(
     checks.check_labels(t)
     rows, axes = _check(t)
     (number,) = checks.check_rank(t, rank, "ncp_hals")
-    tensor = checks.prepare(t.transpose(*rows, "shift"), "ncp_hals", {})
+    tensor = checks.prepare(t.transpose(*rows, "shift"), "ncp_hals", {}, maskable=False)
     sizes = axes[0].size, axes[1].size
     with own_threads() as pool:
         fit = Rolled(tensor.data, sizes, tensor.norm, pool)
@@ -210,16 +211,16 @@ def roll(t: xr.DataArray, f: xr.Dataset, back: bool = False) -> xr.DataArray:
         done = "has not been rolled" if back else "has been rolled already"
         raise ArgumentError(f"the tensor {done}: give it as it is with back={not back}.")
     for dim in (*rows, "shift"):
-        indexed = dim in t.indexes and dim in f.indexes
-        same = t.indexes[dim].equals(f.indexes[dim]) if indexed else True
-        if (dim in f.sizes and t.sizes[dim] != f.sizes[dim]) or not same:
-            raise DataError(f"the tensor and the rolls differ in the labels of {dim}.")
+        if dim in f.sizes and (found := difference(f, t, dim, ("the rolls", "the tensor"))):
+            kind, how = found
+            raise DataError(f"the tensor and the rolls differ in the {kind} of {dim}: {how}.")
     sizes = axes[0].size, axes[1].size
     steps = [f[name].variable for name in ("roll_y", "roll_x")]
     sign = -1 if back else 1
     flat = np.ravel_multi_index([sign * s.values for s in steps], sizes, mode="wrap")
     table = places(sizes)
-    whole = t if t.chunks is None else t.chunk(shift=-1)
+    # Its data alone: coordinates stay in memory.
+    whole = t if t.chunks is None else t.copy(data=t.variable.chunk(shift=-1).data)
     out: xr.DataArray = xr.apply_ufunc(
         lambda block, where: rolled(block, where, table),
         whole,

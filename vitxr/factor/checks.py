@@ -6,19 +6,18 @@ import difflib
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
 from vitxr.errors import ArgumentError, DataError
-from vitxr.factor import blocks
 from vitxr.factor.device import check_place
-from vitxr.factor.masks import Masked, read_mask
+from vitxr.factor.masks import read_mask
 from vitxr.factor.rules import Rules, in_one_form, read_rules
+from vitxr.factor.scan import scan
 
 __all__ = [
     "METHODS",
@@ -27,13 +26,12 @@ __all__ = [
     "check_arguments",
     "check_labels",
     "check_rank",
+    "clipped",
     "floating",
     "is_int",
     "prepare",
     "tensorly_function",
 ]
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -100,6 +98,9 @@ CONSTRAINTS = frozenset(
     )
 )
 
+#: Those of them that a mode has or has not.
+FLAGS = frozenset(("non_negative", "unimodality", "normalize", "monotonicity"))
+
 #: Root mean square beyond which powers of the data leave the range of the dtype.
 RANGE = {"float32": (1e-8, 1e8), "float64": (1e-60, 1e60)}
 
@@ -123,6 +124,8 @@ class Tensor:
         Entries that count, bool, of the same shape; None where all do.
     start_norm
         What the norm would be if the others were as large.
+    mask_said
+        The mask as it is recorded: sizes, how many entries count, and a fingerprint of which.
     """
 
     labelled: xr.DataArray
@@ -131,6 +134,7 @@ class Tensor:
     rules: Rules
     mask: Any
     start_norm: float
+    mask_said: str = ""
 
 
 def check_arguments(
@@ -160,10 +164,10 @@ def check_arguments(
                 f"ncp_hals has no option {', '.join(other)}: leave it out; it has: "
                 f"{', '.join(OPTIONS)}."
             )
-        if options.get("compress") not in (None, True, False):
+        compress = options.get("compress")
+        if compress is not None and not isinstance(compress, bool | np.bool_):
             raise ArgumentError(
-                f"compress is {options['compress']!r}; expected True, False, or None for True "
-                "where it pays."
+                f"compress is {compress!r}; expected True, False, or None for True where it pays."
             )
         return in_one_form(options)
     known = inspect.signature(tensorly_function(method)).parameters
@@ -176,6 +180,41 @@ def check_arguments(
     if method == "constrained_parafac" and CONSTRAINTS.isdisjoint(options):
         return {**options, "non_negative": True}
     return dict(options)
+
+
+def clipped(non_negative: Any, modes: int) -> tuple[bool, ...]:
+    """Tell which factors ``constrained_parafac`` keeps nonnegative by its ``non_negative``.
+
+    A dict names modes by their number, by its keys alone; of anything else tensorly reads
+    whether it is true, and takes all modes.
+
+    Examples
+    --------
+    >>> clipped({0: True, 2: True}, 3)
+    (True, False, True)
+    """
+    if isinstance(non_negative, Mapping):
+        return tuple(mode in map(int, non_negative) for mode in range(modes))
+    return (bool(non_negative),) * modes
+
+
+def _check_constraints(t: xr.DataArray, options: Mapping[str, Any]) -> None:
+    """Check the modes that constraints of ``constrained_parafac`` name."""
+    for name in sorted(CONSTRAINTS & set(options)):
+        given, flag = options[name], name in FLAGS
+        modes = isinstance(given, Mapping)
+        known = modes and all(type(mode) is int and 0 <= mode < t.ndim for mode in given)
+        if modes and not (known and (not flag or all(v is True for v in given.values()))):
+            expected = "the modes it is for by their number" + (", each True" if flag else "")
+        elif flag and isinstance(given, Sequence | np.ndarray):
+            expected = "True, or a dict of the modes it is for (of a list tensorly takes all)"
+        else:
+            continue
+        dims = ", ".join(f"{mode} is {dim}" for mode, dim in enumerate(t.dims))
+        example = {0: True if flag else 0.1}
+        raise ArgumentError(
+            f"{name} is {given!r}; expected {expected}, such as {name}={example}: {dims}."
+        )
 
 
 def check_labels(t: xr.DataArray) -> None:
@@ -251,14 +290,19 @@ def check_rank(t: xr.DataArray, rank: int | Sequence[int], method: str) -> tuple
     return tuple(int(r) for r in given)
 
 
-def prepare(t: xr.DataArray, method: str, options: dict[str, Any]) -> Tensor:
-    """Convert a tensor, check the values that count in one pass, and measure their norm."""
+def prepare(t: xr.DataArray, method: str, options: dict[str, Any], maskable: bool = True) -> Tensor:
+    """Convert a tensor, check the values that count in one pass, and measure their norm.
+
+    ``maskable`` says whether the caller takes a mask, for the remedies of messages.
+    """
     import dask
 
     rules, mask = Rules.plain(t.ndim), None
     nonnegative = METHODS[method].nonnegative
     if method == "constrained_parafac":
-        nonnegative = bool(options.get("non_negative"))
+        _check_constraints(t, options)
+        kept = clipped(options.get("non_negative"), t.ndim)
+        rules, nonnegative = replace(rules, nonnegative=kept), all(kept)
     elif method == "ncp_hals":
         rules = read_rules(t, options)
         nonnegative = all(rules.nonnegative)
@@ -276,35 +320,11 @@ def prepare(t: xr.DataArray, method: str, options: dict[str, Any]) -> Tensor:
     if not lazy or method != "ncp_hals" or small:
         data, mask = dask.compute(data, mask)  # together: masks are often made from the tensor
         data = np.ascontiguousarray(data)
-    mode = blocks.blocked_mode(data) if hasattr(data, "chunks") else 0
-    walked = blocks.rotate(data, mode)
-    if hasattr(walked, "chunks"):
-        _check_chunks(t, mode, blocks.slab_bytes(walked))
-    square, masked = 0.0, None if mask is None else Masked(walked, mask, mode)
-    rows = blocks.block_rows(walked.shape, data.itemsize)
-    down, across = np.zeros(walked.shape[0], np.int64), np.zeros(walked.shape[1:], np.int64)
-    for where, block, kept in _walk(walked, masked, rows):
-        with np.errstate(over="ignore"):  # reported below, with the remedy
-            part = float(np.square(block, dtype=np.float64).sum())
-        if not math.isfinite(part):
-            remedy = "drop or fill it"
-            if method == "ncp_hals":
-                remedy += ", or hide it with mask=t.notnull() (infinite ones with np.isfinite(t))"
-            _refuse(t, mode, where.start, ~np.isfinite(block), block, "non-finite", remedy)
-        if nonnegative and block.min() < 0:
-            remedy = "rectify the tensor, or use parafac or tucker"
-            if method == "ncp_hals":
-                remedy += ", or name the dimensions to be kept nonnegative, if any: nonnegative=()"
-            remedy = f"{method} cannot fit it: {remedy}"
-            _refuse(t, mode, where.start, block < 0, block, "negative", remedy)
-        square += part
-        if kept is not None:
-            down[where] = kept.sum(axis=1)
-            across += kept.sum(axis=0).reshape(across.shape)
-    count = t.size if masked is None else int(down.sum())
-    if masked is not None:
-        _check_hidden(t, mode, down, across)
-        mask = None if count == t.size else mask  # hides nothing
+    square, count, said = scan(
+        t, data, mask, method, nonnegative, maskable=maskable and method == "ncp_hals"
+    )
+    if count == t.size:
+        mask = None  # hides nothing
     if square == 0:
         raise DataError(
             "the tensor is zero everywhere, so that there is nothing to factorize: select "
@@ -318,34 +338,7 @@ def prepare(t: xr.DataArray, method: str, options: dict[str, Any]) -> Tensor:
             f"{low:g} to {high:g}: divide the tensor by that number."
         )
     start_norm = math.sqrt(square * (t.size / count))
-    return Tensor(t, data, math.sqrt(square), rules, mask, start_norm)
-
-
-def _walk(
-    walked: Any, masked: Masked | None, rows: int
-) -> Iterator[tuple[slice, Array, Array | None]]:
-    """Walk over a tensor; what a mask hides is 0."""
-    if masked is None:
-        for where, block in blocks.row_blocks(walked, rows):
-            yield where, block, None
-    else:
-        for where, block, kept, _ in masked.walk(rows):
-            yield where, np.where(kept, block, block.dtype.type(0)), kept
-
-
-def _check_hidden(t: xr.DataArray, mode: int, down: Array, across: Array) -> None:
-    """Refuse a mask that hides a whole slice of a dimension, by its labels."""
-    for i in range(t.ndim):
-        dim = t.dims[(mode + i) % t.ndim]
-        others = tuple(k for k in range(t.ndim - 1) if k != i - 1)
-        hidden = np.flatnonzero((down if i == 0 else across.sum(axis=others)) == 0)
-        if len(hidden):
-            names = ", ".join(_label(t, dim, place) for place in hidden[:3])
-            more = f" and {len(hidden) - 3} more" if len(hidden) > 3 else ""
-            raise DataError(
-                f"the mask hides all of {names}{more}, of which nothing could be said: leave "
-                f"{'it' if len(hidden) == 1 else 'them'} out of the tensor, t.drop_isel({dim}=...)."
-            )
+    return Tensor(t, data, math.sqrt(square), rules, mask, start_norm, said)
 
 
 def floating(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -360,48 +353,6 @@ def tensorly_function(method: str) -> Callable[..., Any]:
 
     function: Callable[..., Any] = getattr(tensorly.decomposition, method)
     return function
-
-
-def _check_chunks(t: xr.DataArray, mode: int, slab: int) -> None:
-    """Refuse chunks of which none can be read by itself without filling the memory."""
-    if blocks.COPIES * slab <= blocks.MEMORY_BYTES:
-        return
-    dim = t.dims[mode]
-    size = max(1, blocks.MEMORY_BYTES * t.sizes[dim] // (2 * blocks.COPIES * t.nbytes))
-    raise DataError(
-        f"the tensor is in chunks of which {slab / 2**30:.3g} GiB have to be in memory at a time "
-        f"(one of {dim}, with all beside it), more than the {blocks.MEMORY_BYTES / 2**30:.3g} GiB "
-        f"for {blocks.COPIES} copies of it: rechunk it, t.chunk({dim}={size}), and store it so."
-    )
-
-
-def _refuse(
-    t: xr.DataArray, mode: int, start: int, bad: Array, block: Array, what: str, remedy: str
-) -> None:
-    """Raise a DataError that names the first bad entry by its labels; return if none is bad.
-
-    The block is one of the unfolding along a mode, with the others behind it in cyclic order.
-    """
-    where = np.argwhere(bad)
-    if not len(where):
-        return
-    row, column = where[0]
-    behind = t.shape[mode + 1 :] + t.shape[:mode]
-    turned = (start + row, *np.unravel_index(column, behind))
-    index = [turned[(m - mode) % t.ndim] for m in range(t.ndim)]
-    labels = [_label(t, dim, i) for dim, i in zip(t.dims, index, strict=True)]
-    raise DataError(
-        f"the tensor holds a {what} value, {block[row, column]}, at {', '.join(labels)}; {remedy}."
-    )
-
-
-def _label(t: xr.DataArray, dim: Any, place: int) -> str:
-    """Name an element of a dimension."""
-    label: object = t.indexes[dim][place] if dim in t.indexes else place
-    if isinstance(label, tuple):
-        levels = zip(t.indexes[dim].names, label, strict=True)
-        label = "(" + ", ".join(f"{name} {value}" for name, value in levels) + ")"
-    return f"{dim} {label}"
 
 
 def is_int(value: object) -> bool:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from vitxr.errors import ArgumentError, DataError
+from vitxr.factor.same import difference
 
 __all__ = ["align", "congruence", "factor_match_score", "similarity"]
 
@@ -129,8 +130,8 @@ def factor_match_score(f: xr.Dataset, g: xr.Dataset, skip: Hashable | None = Non
 
     with ``w`` and ``v`` their weights and ``a_m``, ``b_m`` their columns of mode ``m``, for the
     one-to-one matching for which it is largest. Stricter than :func:`similarity`: one mode that
-    differs is enough for a low score. A component that has died matches none; those that the
-    model of larger rank has left over do not count.
+    differs is enough for a low score. A component that has died matches none, not even itself, and
+    counts as 0; those that the model of larger rank has left over do not count.
 
     Parameters
     ----------
@@ -144,7 +145,10 @@ def factor_match_score(f: xr.Dataset, g: xr.Dataset, skip: Hashable | None = Non
     Returns
     -------
     float
-        1 for the same components in any order.
+        1 for the same components in any order if all are alive. With itself a model of which
+        ``d`` of ``R`` components have died has ``1 - d / R``: components that say nothing are no
+        agreement, and tlviz, without weights, counts them in the same way (with weights it divides
+        0 by 0).
 
     Raises
     ------
@@ -253,10 +257,11 @@ def _same_dims(f: xr.Dataset, g: xr.Dataset, skip: Hashable | None = None) -> li
             )
         mine.remove(skip)
     for dim in mine:
-        indexed = dim in f.indexes and dim in g.indexes
-        if f.sizes[dim] != g.sizes[dim] or (indexed and not f.indexes[dim].equals(g.indexes[dim])):
+        if unlike := difference(f, g, dim, ("one", "the other")):
+            kind, how = unlike
             raise DataError(
-                f"the models differ in the labels of {dim}: select or reindex to the same ones."
+                f"the models differ in the {kind} of {dim} ({how}): select or reindex to the same "
+                "ones."
             )
     return mine
 

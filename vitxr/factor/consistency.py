@@ -67,7 +67,8 @@ def core_consistency(t: xr.DataArray, f: xr.Dataset) -> float:
         left inverse, and the core is not determined), or there is a ``replicate`` dimension.
     DataError
         If the tensor has fewer than three dimensions (the factors of a matrix may be rotated into
-        one another), or the factors are not those of a CP model of such a tensor.
+        one another), or holds values that are not finite (there is no core of observed entries
+        alone: no mask is taken), or the factors are not those of a CP model of such a tensor.
 
     References
     ----------
@@ -100,7 +101,9 @@ def core_consistency(t: xr.DataArray, f: xr.Dataset) -> float:
         refused = DataError if t.ndim < 3 else ArgumentError
         raise refused(f"core consistency is not defined: {reason}.")
     t = match(f, t, take_apart(f))
-    tensor = prepare(t, "ncp_hals", {"nonnegative": ()})  # which reads a large one in blocks
+    tensor = prepare(
+        t, "ncp_hals", {"nonnegative": ()}, maskable=False
+    )  # which reads a large one in blocks
     with own_threads() as pool:
         return core_consistencies(tensor, [f], pool)[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -72,10 +73,26 @@ def label(
             residuals = masked_errors(tensor.data, scaled, tensor.mask, pool)[0].tolist()
         for i, residual in zip(whole, residuals, strict=True):
             objectives[i] = residual
+    if any(tensor.rules.sparsity):
+        _warn_of_nothing([models[i][0] for i in whole], options["sparsity"])
+    said = told(options, tensor.mask_said)
     return [
-        _dataset(tensor, one, *model, objective, method, tol, max_iter, options)
+        _dataset(tensor, one, *model, objective, method, tol, max_iter, said)
         for one, model, objective in zip(found, models, objectives, strict=True)
     ]
+
+
+def _warn_of_nothing(weights: Sequence[Array], sparsity: Any) -> None:
+    """Warn of fits that a penalty has left without a component: they end as any others do."""
+    empty = sum(not weight.any() for weight in weights)
+    if empty:
+        given = ", ".join(f"{dim}: {float(weight):g}" for dim, weight in sparsity.items())
+        warnings.warn(
+            f"{empty} of {len(weights)} fits have no component left: all weights are 0, as "
+            f"sparsity ({given}) costs more than any component explains; give smaller numbers.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def ordered_cp(found: Found, dtype: Any, turned: int = 0) -> tuple[Array, list[Array]]:
@@ -144,7 +161,7 @@ def _dataset(
     method: str,
     tol: float,
     max_iter: int,
-    options: dict[str, Any],
+    options: str,
 ) -> xr.Dataset:
     t, cp = tensor.labelled, METHODS[method].form == "cp"
     ds = assemble(t, core, units)
@@ -168,7 +185,7 @@ def _dataset(
         "rank": core.shape[0] if cp else list(core.shape),
         "tol": float(tol),
         "max_iter": int(max_iter),
-        "options": told(options),
+        "options": options,
         "versions": json.dumps(used),
     }
     return ds

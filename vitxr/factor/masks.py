@@ -15,8 +15,19 @@ import xarray as xr
 from vitxr.errors import ArgumentError, DataError
 from vitxr.factor.blocks import Pool, Share, block_rows, blocked_mode, own_threads, rotate, shares
 from vitxr.factor.kernels import khatri_rao
+from vitxr.factor.same import difference
 
-__all__ = ["MASKED_BYTES", "Masked", "Speckle", "Survey", "masked_errors", "read_mask", "survey"]
+__all__ = [
+    "MASKED_BYTES",
+    "Masked",
+    "Speckle",
+    "Survey",
+    "fingerprint",
+    "masked_errors",
+    "places",
+    "read_mask",
+    "survey",
+]
 
 Array = npt.NDArray[Any]
 
@@ -96,15 +107,84 @@ class Speckle:
         rows, columns = rows * np.uint64(STEP) + key, columns * np.uint64(STEP)
         out = np.empty((len(rows), columns.shape[1]), bool)
         bound = np.uint64(int(self.fraction * WORD))
-        some = max(1, WORD_BYTES // (8 * columns.shape[1]))
-        for low in range(0, len(rows), some):
-            words = rows[low : low + some] + columns
-            for shift, factor in MIX:
-                words ^= words >> np.uint64(shift)
-                words *= np.uint64(factor)
+        for where, words in _words(rows, columns):
             # The last shift of the generator would change the lower half of the bits alone.
-            np.less(words, bound, out=out[low : low + some])
+            np.less(words, bound, out=out[where])
         return out
+
+
+def _words(rows: Array, columns: Array) -> Iterator[tuple[slice, Array]]:
+    """Mix the sums of rows ``(n, 1)`` and columns ``(1, m)``, a few rows at a time."""
+    some = max(1, WORD_BYTES // (8 * columns.shape[1]))
+    for low in range(0, len(rows), some):
+        where = slice(low, low + some)
+        words = rows[where] + columns
+        for shift, factor in MIX:
+            words ^= words >> np.uint64(shift)
+            words *= np.uint64(factor)
+        yield where, words
+
+
+def places(shape: Sequence[int], steps: Sequence[int], mode: int) -> tuple[Array, Array]:
+    """Flat indices of the entries of blocks: what the rows, and what the columns add.
+
+    Parameters
+    ----------
+    shape
+        Of the tensor, the mode in front.
+    steps
+        By how much the index grows along each mode, in the order of the dims.
+    mode
+        The mode in front, the others behind it in cyclic order.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(rows, 1)``, uint64.
+    numpy.ndarray
+        ``(1, product of the others)``, uint64.
+
+    Examples
+    --------
+    >>> rows, columns = places((3, 2), (3, 1), mode=1)
+    >>> (rows + columns).tolist()
+    [[0, 3], [1, 4], [2, 5]]
+    """
+    n = len(shape)
+    parts = [
+        np.arange(size, dtype=np.uint64) * np.uint64(steps[(mode + i) % n])
+        for i, size in enumerate(shape)
+    ]
+    columns = np.zeros(1, np.uint64)
+    for part in parts[1:]:
+        columns = np.add.outer(columns, part).ravel()
+    return parts[0][:, None], columns[None]
+
+
+def fingerprint(rows: Array, columns: Array, kept: Array) -> int:
+    """Add up a word of SplitMix64 for each entry that counts, modulo 2**64.
+
+    The sum over all blocks of a mask says which mask it is, in whatever blocks it is read.
+
+    Parameters
+    ----------
+    rows, columns
+        Flat indices, from :func:`places`.
+    kept
+        Bool, ``(rows, columns)``.
+
+    Examples
+    --------
+    >>> rows, columns = places((2, 3), (3, 1), mode=0)
+    >>> kept = np.array([[True, False, True], [False, True, True]])
+    >>> parts = [fingerprint(rows[i:i + 1], columns, kept[i:i + 1]) for i in (0, 1)]
+    >>> sum(parts) % 2**64 == fingerprint(rows, columns, kept)
+    True
+    """
+    step = np.uint64(STEP)  # once more than the index: the word of 0 would be 0
+    mixed = _words((rows + np.uint64(1)) * step, columns * step)
+    sums = (int(words[kept[where]].sum(dtype=np.uint64)) for where, words in mixed)
+    return sum(sums) % WORD
 
 
 def _mixed(word: int) -> int:
@@ -145,16 +225,9 @@ class Masked:
                 observed = observed.rechunk(data.chunks) if lazy else observed.compute()
         self.observed = observed
         # Flat indices, in the order of the dims, of the entries of a row, and of the rows.
-        steps = np.cumprod([1, *shape[:0:-1]], dtype=np.uint64)[::-1]
-        parts = [
-            np.arange(size, dtype=np.uint64) * steps[(mode + i) % n]
-            for i, size in enumerate(data.shape)
-        ]
-        self._rows = parts[0][:, None]
-        self._columns = np.zeros(1, np.uint64)
         if self.speckle is not None:
-            for part in parts[1:]:
-                self._columns = np.add.outer(self._columns, part).ravel()
+            steps = np.cumprod([1, *shape[:0:-1]])[::-1].tolist()
+            self._rows, self._columns = places(data.shape, steps, mode)
 
     def walk(
         self, rows: int, share: Share | None = None
@@ -190,7 +263,7 @@ class Masked:
                 where = slice(piece.start + low, piece.start + high)
                 kept, held = None if seen is None else seen[low:high], None
                 if self.speckle is not None:
-                    held = self.speckle.block(self._rows[where], self._columns[None])
+                    held = self.speckle.block(self._rows[where], self._columns)
                     if kept is None:
                         kept = ~held
                     else:
@@ -356,10 +429,10 @@ def read_mask(t: xr.DataArray, mask: Any) -> Any:
             f"{', '.join(map(str, t.dims))}."
         )
     for dim in mask.dims:
-        mine, its = t.indexes.get(dim), mask.indexes.get(dim)
-        if t.sizes[dim] != mask.sizes[dim] or not (mine is None or its is None or mine.equals(its)):
+        if found := difference(mask, t, dim, ("the mask", "the tensor")):
+            kind, how = found
             raise DataError(
-                f"mask has other labels of {dim} ({mask.sizes[dim]}) than the tensor "
-                f"({t.sizes[dim]}): select the same in both, mask.reindex_like(t)."
+                f"mask has other {kind} of {dim} than the tensor ({how}): select the same in both, "
+                "mask.reindex_like(t)."
             )
     return mask.variable.set_dims(dict(t.sizes)).transpose(*t.dims).data

@@ -14,8 +14,12 @@ import xarray as xr
 from vitxr.errors import ArgumentError, DataError
 from vitxr.factor.blocks import Pool, Share, blocked_mode, row_blocks, shares
 from vitxr.factor.kernels import khatri_rao
+from vitxr.factor.masks import Masked
+from vitxr.factor.same import difference, label_at, other_source
+from vitxr.names import unwritten
 
 __all__ = [
+    "Blocks",
     "Parts",
     "Walk",
     "gram",
@@ -23,18 +27,18 @@ __all__ = [
     "match",
     "model_block",
     "project",
-    "same_labels",
+    "refuse_difference",
     "take_apart",
 ]
 
 Array = npt.NDArray[Any]
+#: Where each block lies, the block, and which of it counts.
+Blocks = Iterator[tuple[tuple[slice, ...], Array, Array | None]]
 
 #: Bytes of a block in float64.
 BLOCK_BYTES = 32 << 20
 #: Most rows of a block.
 MAX_ROWS = 1024
-#: Attributes by which two Datasets show that they come from other activations.
-SOURCE = ("model_fingerprint", "preprocess", "layer")
 
 
 @dataclass(frozen=True)
@@ -128,19 +132,11 @@ def match(f: xr.Dataset, t: xr.DataArray, parts: Parts, free: str | None = None)
         raise DataError(f"the tensor has dtype {t.dtype}; expected real numbers.")
     if t.size == 0:
         raise DataError("the tensor is empty: select at least one of each dimension.")
-    differ = [d for d in parts.dims if d != free and not same_labels(f, t, d)]
+    differ = {d: found for d in parts.dims if d != free and (found := difference(f, t, d))}
     if differ:
-        raise DataError(
-            f"the tensor and the model differ in the labels of {', '.join(differ)}: select the "
-            f"model's, in its order, as t.sel({differ[0]}=f.indexes[{differ[0]!r}])."
-        )
-    if free != "neuron":
-        for key in SOURCE:
-            if key in f.attrs and key in t.attrs and f.attrs[key] != t.attrs[key]:
-                raise DataError(
-                    f"the factors are of {key} {f.attrs[key]!r}, the tensor of {t.attrs[key]!r}: "
-                    "give a tensor of the same activations."
-                )
+        refuse_difference(differ)
+    if other := other_source(f.attrs, t.attrs, free=free == "neuron"):
+        raise DataError(f"{other}.")
     rolls = ("roll_y", "roll_x")
     if "roll_y" in f and not all(
         r in t.coords and np.array_equal(t[r].transpose(*f[r].dims), f[r]) for r in rolls
@@ -152,12 +148,20 @@ def match(f: xr.Dataset, t: xr.DataArray, parts: Parts, free: str | None = None)
     return t.transpose(*parts.dims)
 
 
-def same_labels(f: xr.Dataset, t: xr.DataArray, dim: str) -> bool:
-    """Whether a dimension has the same size and, where both have an index, the same labels."""
-    if f.sizes[dim] != t.sizes[dim]:
-        return False
-    both = dim in f.indexes and dim in t.indexes
-    return not both or bool(f.indexes[dim].equals(t.indexes[dim]))
+def refuse_difference(differ: dict[str, tuple[str, str]], allowed: str = "") -> None:
+    """Raise a DataError about dimensions in which a tensor and a model differ, and how."""
+    kinds: dict[str, list[str]] = {}
+    for dim, (kind, _) in differ.items():
+        kinds.setdefault(kind, []).append(dim)
+    what = " and ".join(f"the {kind} of {', '.join(dims)}" for kind, dims in kinds.items())
+    dim, (kind, how) = next(iter(differ.items()))
+    remedies = {
+        "labels": f"select the model's, in its order, as t.sel({dim}=f.indexes[{dim!r}])",
+        "sha256": "images of one name that are not the same: give those that the model is of, or "
+        "give others names of their own",
+    }
+    remedy = remedies.get(kind, "give a tensor of the shifts that the model is of")
+    raise DataError(f"the tensor and the model differ in {what}{allowed}: {how}; {remedy}.")
 
 
 def model_block(core: Array, *factors: Array) -> Array:
@@ -232,21 +236,24 @@ class Walk:
     """Walking over a tensor in blocks of all its dimensions, float64, checked for NaN.
 
     ``shares`` are what each thread walks over. The tensor is read once, and of a Dask array one
-    chunk of the mode that its chunks divide most is in memory in each thread.
+    chunk of the mode that its chunks divide most is in memory in each thread. With a mask (bool,
+    of the shape of the tensor, NumPy or Dask) a block is 0 where it is hidden, and only what
+    counts is checked.
 
     Examples
     --------
     >>> t = xr.DataArray(np.arange(6.0).reshape(2, 3), dims=("a", "b"))
     >>> walk = Walk(t, threads=1)
-    >>> [(index, block.sum()) for index, block in walk.blocks(walk.shares[0])]
+    >>> [(index, block.sum()) for index, block, _ in walk.blocks(walk.shares[0])]
     [((slice(0, 2, None), slice(0, 3, None)), np.float64(15.0))]
     """
 
-    def __init__(self, t: xr.DataArray, threads: int):
+    def __init__(self, t: xr.DataArray, threads: int, mask: Any = None):
         self._t = t
         self._mode = blocked_mode(t.data)
         self._order = [(self._mode + i) % t.ndim for i in range(t.ndim)]
         self._x = t.data.transpose(self._order)
+        self._masked = None if mask is None else Masked(self._x, mask, self._mode)
         columns = math.prod(self._x.shape[1:])
         self._rows = max(1, min(MAX_ROWS, BLOCK_BYTES // (8 * columns)))
         self.shares: list[Share] = shares(self._x, self._rows, threads)
@@ -255,30 +262,42 @@ class Walk:
         """Call ``task`` with the blocks of every share; results in the order of the shares."""
         return pool.map(lambda share: task(self.blocks(share)), self.shares)
 
-    def blocks(self, share: Share) -> Iterator[tuple[tuple[slice, ...], Array]]:
-        """Yield where a block lies, and the block; axes in the order of the tensor."""
+    def blocks(self, share: Share) -> Blocks:
+        """Yield where a block lies, the block, and which of it counts; axes as of the tensor."""
         behind = self._x.shape[1:]
         back = np.argsort(self._order)
-        for where, rows in row_blocks(self._x, self._rows, share):
+        for where, rows, seen in self._read(share):
             turned = rows.reshape(len(rows), *behind)
+            chosen = None if seen is None else seen.reshape(turned.shape)
             step = max(1, BLOCK_BYTES * behind[0] // max(1, 8 * turned.size))
             for low in range(0, behind[0], step):
                 part = turned[:, low : low + step].astype(np.float64)
                 at = [where, slice(low, low + part.shape[1]), *(slice(0, n) for n in behind[1:])]
                 index = tuple(at[i] for i in back)
+                kept = None
+                if chosen is not None:
+                    kept = chosen[:, low : low + step]
+                    part[~kept] = 0
+                    kept = kept.transpose(back)
                 block = part.transpose(back)
                 self._check(index, block)
-                yield index, block
+                yield index, block, kept
+
+    def _read(self, share: Share) -> Iterator[tuple[slice, Array, Array | None]]:
+        if self._masked is None:
+            for where, rows in row_blocks(self._x, self._rows, share):
+                yield where, rows, None
+        else:
+            for where, rows, kept, _ in self._masked.walk(self._rows, share):
+                yield where, rows, kept
 
     def _check(self, index: tuple[slice, ...], block: Array) -> None:
         bad = np.argwhere(~np.isfinite(block))
         if not len(bad):
             return
-        at = {str(d): s.start + int(i) for d, s, i in zip(self._t.dims, index, bad[0], strict=True)}
-        named = ", ".join(
-            f"{d} {self._t.indexes[d][i] if d in self._t.indexes else i}" for d, i in at.items()
-        )
+        at = zip(self._t.dims, index, bad[0], strict=True)
+        named = ", ".join(label_at(self._t, d, s.start + int(i)) for d, s, i in at)
         raise DataError(
             f"the tensor holds a non-finite value, {block[tuple(bad[0])]}, at {named}; drop or "
-            "fill it."
+            f"fill it, or hide it with mask=t.notnull(){unwritten(self._t)}."
         )

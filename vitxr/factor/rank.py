@@ -141,7 +141,7 @@ def choose_rank(
             "into view; compare fits of fit_ensemble(..., mask=...), or fill the values."
         )
     _check_splits(t, checked, splits, method)
-    tensor = checks.prepare(t, method, options)
+    tensor = checks.prepare(t, method, options, maskable=False)
     settings = {"method": method, "tol": float(tol), "max_iter": int(max_iter), "options": options}
     jobs = [(rank, seed) for rank in checked for seed in seeds(random_state, rank, replicates)]
     shuffle_seed, *split_seeds = seeds(random_state, 0, 1 + splits)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+import functools
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,9 @@ import xarray as xr
 
 from vitxr.errors import ArgumentError, DataError
 from vitxr.factor.blocks import own_threads
+from vitxr.factor.masks import read_mask
 from vitxr.factor.parts import (
+    Blocks,
     Parts,
     Walk,
     gram,
@@ -84,7 +88,7 @@ def reconstruct(f: xr.Dataset, components: Hashable | Sequence[Hashable] = None)
     return out.assign_coords(rolls)
 
 
-def explained(f: xr.Dataset, t: xr.DataArray) -> xr.Dataset:
+def explained(f: xr.Dataset, t: xr.DataArray, mask: xr.DataArray | None = None) -> xr.Dataset:
     r"""How much of a tensor a model explains: in all, along each dimension, by each component.
 
     With ``X`` the tensor and ``M`` the model,
@@ -92,7 +96,8 @@ def explained(f: xr.Dataset, t: xr.DataArray) -> xr.Dataset:
     - ``r2 = 1 - |X - M|^2 / |X|^2``, and ``<dim>_r2`` the same over the entries of one label: of a
       neuron, an image, a shift. It is not centred: a model of zeros has 0, one of means has more.
       (CP models have no intercept, and which mean of a tensor one would take away is arbitrary.)
-      Labels whose entries are all zero have NaN. It may be negative along a dimension;
+      Labels whose entries are all zero, or all hidden, have NaN. It may be negative along a
+      dimension;
     - ``<dim>_residual_squares = |X_i - M_i|^2`` and ``<dim>_squares = |X_i|^2``, the sums over the
       entries of one label, from which follows the same of any group of them, as
       ``1 - e.neuron_residual_squares.groupby("feature_map").sum() /
@@ -107,6 +112,9 @@ def explained(f: xr.Dataset, t: xr.DataArray) -> xr.Dataset:
     - ``component_drop = (2 <X, M_r> - 2 <M, M_r> + |M_r|^2) / |X|^2``, by how much ``r2``
       falls when the component is left out and the others stay as they are.
 
+    With a mask ``W`` all of these are over the observed entries alone: ``W X``, ``W M`` and
+    ``W M_r`` take the place of ``X``, ``M`` and ``M_r``.
+
     Parameters
     ----------
     f
@@ -114,6 +122,10 @@ def explained(f: xr.Dataset, t: xr.DataArray) -> xr.Dataset:
     t
         Tensor of the same dimensions, in any order, and the same labels: the one that was
         factorized, or another one. NumPy, or Dask, which is walked over once in its blocks.
+    mask
+        DataArray of bool, broadcast against ``t``: True where a value is observed. Others may be
+        NaN. Give the one that the model was fitted with for its own ``objective``, or its
+        complement, where values are known, for what the fit has not seen.
 
     Returns
     -------
@@ -125,10 +137,12 @@ def explained(f: xr.Dataset, t: xr.DataArray) -> xr.Dataset:
     Raises
     ------
     ArgumentError
-        If ``f`` holds several replicates.
+        If ``f`` holds several replicates, or has a coordinate with the name of a result, or the
+        mask is no bool DataArray.
     DataError
-        If dimensions, labels or the source of the tensor are not the model's, or it holds values
-        that are not finite, or is zero everywhere.
+        If dimensions, labels (offsets of shifts and SHA-256 of images included), the source of
+        the tensor or what was done to it are not the model's, or it holds values that are not
+        finite, or is zero everywhere.
 
     Examples
     --------
@@ -141,29 +155,34 @@ def explained(f: xr.Dataset, t: xr.DataArray) -> xr.Dataset:
     """
     lazy = take_apart(f)
     t = match(f, t, lazy)
+    clash = sorted(_results(lazy) & set(map(str, f.coords)))
+    if clash:
+        raise ArgumentError(
+            f"the factors have a coordinate named {', '.join(clash)}, as the result will have a "
+            f"variable: rename or drop it first, f.rename({clash[0]}=...)."
+        )
+    seen = None if mask is None else read_mask(t, mask)
     parts = lazy.exact()
     with own_threads() as pool:
-        walk = Walk(t, pool.threads)
-        results = walk.map(pool, lambda blocks: _tally(blocks, parts))
-    residual, squares = (
-        [np.sum(of, axis=0) for of in zip(*(r[i] for r in results), strict=True)] for i in (0, 1)
-    )
-    total, rest = float(squares[0].sum()), float(residual[0].sum())
+        walk = Walk(t, pool.threads, seen)
+        tallies = walk.map(pool, lambda blocks: _tally(blocks, parts))
+    tally = functools.reduce(_Tally.plus, tallies)
+    total, rest = float(tally.squares[0].sum()), float(tally.residual[0].sum())
     if total == 0:
         raise DataError("the tensor is zero everywhere, so that there is nothing to explain.")
     ds = xr.Dataset(coords=labels_of(f, (*parts.dims, "component")))
     ds["r2"] = 1 - rest / total
     ds["objective"] = np.sqrt(rest / total)
-    for dim, of_residual, of_tensor in zip(parts.dims, residual, squares, strict=True):
-        whole = np.where(of_tensor > 0, of_tensor, np.nan)
-        ds[f"{dim}_r2"] = (dim, 1 - of_residual / whole)
-        ds[f"{dim}_squares"] = (dim, of_tensor)
-        ds[f"{dim}_residual_squares"] = (dim, of_residual)
+    for dim, residual, squares in zip(parts.dims, tally.residual, tally.squares, strict=True):
+        whole = np.where(squares > 0, squares, np.nan)
+        ds[f"{dim}_r2"] = (dim, 1 - residual / whole)
+        ds[f"{dim}_squares"] = (dim, squares)
+        ds[f"{dim}_residual_squares"] = (dim, residual)
     if parts.cp:
-        # <M_r, M_s> of all pairs, and <X - M, M_r>.
-        inner = gram(parts.core, parts.factors, 0) * (parts.factors[0].T @ parts.factors[0])
-        left = sum(r[2] for r in results)
-        own, cross = np.diagonal(inner), inner.sum(axis=0)
+        left, cross, own = tally.left, tally.cross, tally.own
+        if seen is None:  # <M_r, M_s> of all pairs
+            inner = gram(parts.core, parts.factors, 0) * (parts.factors[0].T @ parts.factors[0])
+            own, cross = np.diagonal(inner), inner.sum(axis=0)
         ds["component_alone"] = ("component", (2 * (left + cross) - own) / total)
         ds["component_share"] = ("component", (2 * left + cross) / total)
         ds["component_drop"] = ("component", (2 * left + own) / total)
@@ -171,6 +190,14 @@ def explained(f: xr.Dataset, t: xr.DataArray) -> xr.Dataset:
         ds[name].attrs = dict(_attrs(str(name)))
     ds.attrs = provenance(f.attrs)
     return ds
+
+
+def _results(parts: Parts) -> set[str]:
+    """Names of the variables of :func:`explained`."""
+    ends = ("r2", "squares", "residual_squares")
+    names = {f"{dim}_{end}" for dim in parts.dims for end in ends}
+    shares = {"component_alone", "component_share", "component_drop"} if parts.cp else set()
+    return {"r2", "objective"} | names | shares
 
 
 def _chosen(f: xr.Dataset, components: Any) -> xr.Dataset:
@@ -216,23 +243,56 @@ def _lazy(parts: Parts) -> Any:
     )
 
 
-def _tally(
-    blocks: Iterator[tuple[tuple[slice, ...], Array]], parts: Parts
-) -> tuple[list[Array], list[Array], Array]:
-    """Squares of the residual and of the tensor along each mode, and ``<X - M, M_r>``."""
+@dataclass
+class _Tally:
+    """Sums over blocks of a tensor.
+
+    Attributes
+    ----------
+    residual, squares
+        Squares of the residual and of the tensor, for each mode along it.
+    left, cross, own
+        Of each component ``<X - M, M_r>``, and under a mask ``<M, M_r>`` and ``|M_r|^2``.
+    """
+
+    residual: list[Array]
+    squares: list[Array]
+    left: Array
+    cross: Array
+    own: Array
+
+    def plus(self, other: _Tally) -> _Tally:
+        """Add two up."""
+        lists = ((self.residual, other.residual), (self.squares, other.squares))
+        residual, squares = ([a + b for a, b in zip(*pair, strict=True)] for pair in lists)
+        left, cross = self.left + other.left, self.cross + other.cross
+        return _Tally(residual, squares, left, cross, self.own + other.own)
+
+
+def _tally(blocks: Blocks, parts: Parts) -> _Tally:
+    """Walk over blocks, which are 0 where they are hidden."""
     residual, squares = ([np.zeros(len(f)) for f in parts.factors] for _ in range(2))
-    inner = np.zeros(parts.core.shape[0])
-    for index, block in blocks:
+    left, cross, own = (np.zeros(parts.core.shape[0]) for _ in range(3))
+    for index, block, kept in blocks:
         rows = [f[s] for f, s in zip(parts.factors, index, strict=True)]
-        left = block - model_block(parts.core, *rows)
+        model = model_block(parts.core, *rows)
+        if kept is not None:
+            model *= kept
+            if parts.cp:
+                cross += (project(model, parts.core, rows, 0) * rows[0]).sum(axis=0)
+                powers = [a * a for a in (parts.core, *rows)]
+                own += (project(kept.astype(np.float64), powers[0], powers[1:], 0) * powers[1]).sum(
+                    axis=0
+                )
+        rest = block - model
         if parts.cp:
-            inner += (project(left, parts.core, rows, 0) * rows[0]).sum(axis=0)
-        for array, sums in ((left, residual), (block, squares)):
+            left += (project(rest, parts.core, rows, 0) * rows[0]).sum(axis=0)
+        for array, sums in ((rest, residual), (block, squares)):
             np.square(array, out=array)
             for m, where in enumerate(index):
                 others = tuple(k for k in range(array.ndim) if k != m)
                 sums[m][where] += array.sum(axis=others)
-    return residual, squares, inner
+    return _Tally(residual, squares, left, cross, own)
 
 
 def _attrs(name: str) -> dict[str, str]:

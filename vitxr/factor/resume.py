@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 from vitxr.errors import ArgumentError, DataError
@@ -17,6 +16,7 @@ from vitxr.factor.checks import Tensor
 from vitxr.factor.kernels import khatri_rao
 from vitxr.factor.masks import masked_errors
 from vitxr.factor.rules import told
+from vitxr.factor.same import difference, other_source
 from vitxr.names import VARIABLES
 
 __all__ = ["kept", "merged_versions"]
@@ -85,7 +85,7 @@ def kept(
         raise ArgumentError(
             f"resume is {what}; expected an ensemble from fit_ensemble, at its root."
         )
-    _check_settings(tree.attrs, settings, random_state)
+    _check_settings(tree.attrs, settings, random_state, tensor.mask_said)
     _check_tensor(tree, tensor)
     longest = int(tree.attrs["max_iter"])
     out: list[xr.Dataset | None] = []
@@ -129,21 +129,36 @@ def _children(tree: xr.DataTree) -> dict[int, xr.DataTree]:
     return {int(rank): tree.children[f"rank_{rank}"] for rank in tree.to_dataset()["rank"].values}
 
 
-def _check_settings(attrs: Any, settings: dict[str, Any], random_state: int) -> None:
+def _check_settings(attrs: Any, settings: dict[str, Any], random_state: int, mask: str) -> None:
     wanted = {**settings, "random_state": random_state}
-    wanted["options"] = json.loads(told(settings["options"]))
+    wanted["options"] = json.loads(told(settings["options"], mask))
     have = {name: attrs.get(name) for name in wanted}
     have = {k: v.item() if isinstance(v, np.generic) else v for k, v in have.items()}  # netCDF's
     have["options"] = json.loads(have["options"] or "{}")
+    mine, its = have["options"], wanted["options"]
+    # What differs alone.
+    have["options"] = {k: v for k, v in mine.items() if k not in its or its[k] != v}
+    wanted["options"] = {k: v for k, v in its.items() if k not in mine or mine[k] != v}
     other = [name for name in wanted if name != "max_iter" and have[name] != wanted[name]]
     if have["max_iter"] is None or have["max_iter"] > wanted["max_iter"]:
         other.append("max_iter")
     if other:
-        said = "; ".join(f"{name} {have[name]!r}, not {wanted[name]!r}" for name in other)
+        said = "; ".join(_contrast(name, have[name], wanted[name]) for name in other)
         raise ArgumentError(
             f"the ensemble to resume was fitted with {said}: give the same (max_iter may be "
             "larger), or leave resume out."
         )
+
+
+def _contrast(name: str, have: Any, wanted: Any) -> str:
+    """Say how a setting differs; masks without their fingerprints."""
+    if name == "options" and "mask" in {**have, **wanted}:
+        mine, its = (o.pop("mask", "none").split(", fingerprint")[0] for o in (have, wanted))
+        said = f"mask {mine}, not {its}"
+        if mine == its:
+            said = f"another mask of the same sizes, with as many True, {mine}"
+        return said + ("; " + _contrast(name, have, wanted) if have or wanted else "")
+    return f"{name} {have!r}, not {wanted!r}"
 
 
 def _check_tensor(tree: xr.DataTree, tensor: Tensor) -> None:
@@ -160,28 +175,23 @@ def _check_tensor(tree: xr.DataTree, tensor: Tensor) -> None:
     if sorted(factors) != sorted(mine):
         _refuse(f"has dims {', '.join(factors)}, not {', '.join(mine)}")
     for dim, factor in factors.items():
-        if factor.sizes[dim] != t.sizes[dim]:
-            _refuse(f"has {factor.sizes[dim]} of {dim}, not {t.sizes[dim]}")
         if (dim in child.indexes) != (dim in t.indexes):
             _refuse(f"has {'' if dim in child.indexes else 'no '}labels of {dim}")
-        if dim in t.indexes and not child.indexes[dim].equals(t.indexes[dim]):
-            _refuse(f"has other labels of {dim}: {_first(child.indexes[dim], t.indexes[dim])}")
+        if found := difference(child, t, dim, ("it", "this one")):
+            kind, how = found
+            _refuse(f"has other {kind} of {dim}: {how}")
         if factor.dtype != tensor.data.dtype:
             _refuse(f"is {factor.dtype}, not {tensor.data.dtype}")
+    if other := other_source(tree.attrs, t.attrs):
+        _refuse(f"was another one: {other}")
     norm = float(tree.attrs["norm"])
     if not math.isclose(norm, tensor.norm, rel_tol=SAME_NORM):
         _refuse(f"has norm {norm:.12g}, not {tensor.norm:.12g}")
 
 
-def _first(have: pd.Index, wanted: pd.Index) -> str:
-    pairs = zip(have, wanted, strict=True)
-    i, (a, b) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
-    return f"the one at {i} is {a!r}, not {b!r}"
-
-
-def _refuse(difference: str) -> None:
+def _refuse(what: str) -> None:
     raise DataError(
-        f"the ensemble to resume is one of another tensor, which {difference}: give the tensor "
+        f"the ensemble to resume is one of another tensor, which {what}: give the tensor "
         "it was fitted to, or leave resume out."
     )
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from vitxr.errors import ArgumentError, DataError
+from vitxr.factor.same import difference, other_source
 
 __all__ = ["Rules", "in_one_form", "read_rules", "start_factors", "told"]
 
@@ -85,7 +86,7 @@ def read_rules(t: xr.DataArray, options: Mapping[str, Any]) -> Rules:
     given = options.get("nonnegative")
     nonnegative = dims if given is None else _dims(dims, "nonnegative", given)
     fixed = _dims(dims, "fixed", options.get("fixed") or ())
-    penalties = options.get("sparsity") or {}
+    penalties = {} if options.get("sparsity") is None else options["sparsity"]
     if not isinstance(penalties, Mapping):
         raise ArgumentError(
             f"sparsity is {penalties!r}; expected weights by dimension, such as "
@@ -132,7 +133,9 @@ def start_factors(t: xr.DataArray, start: Any, rank: int, rules: Rules) -> list[
     ArgumentError
         If the start is no CP model of that rank, or is negative where it is not to be.
     DataError
-        If its labels are others, or it holds NaN.
+        If its labels are others, or the offsets of its shifts or the SHA-256 of its images; if some
+        of its factors are fixed, and are of other activations or otherwise made ones
+        (:func:`vitxr.factor.same.other_source`); or if it holds NaN.
 
     Examples
     --------
@@ -163,14 +166,15 @@ def start_factors(t: xr.DataArray, start: Any, rank: int, rules: Rules) -> list[
             f"start has {start.sizes['component']} components and rank is {rank}: give that rank."
         )
     for dim in dims:
-        mine, its = t.indexes.get(dim), start.indexes.get(dim)
-        if t.sizes[dim] != start.sizes[dim] or not (
-            mine is None or its is None or mine.equals(its)
-        ):
+        if found := difference(start, t, dim, ("start", "the tensor")):
+            kind, how = found
             raise DataError(
-                f"start has other labels of {dim} ({start.sizes[dim]}) than the tensor "
-                f"({t.sizes[dim]}): select the same in both."
+                f"start has other {kind} of {dim} than the tensor ({how}): select the same in both."
             )
+    if any(rules.fixed):
+        new = "neuron" in dims and not rules.fixed[dims.index("neuron")]
+        if other := other_source(start.attrs, t.attrs, free=new):
+            raise DataError(f"of start some factors are fixed, but {other}.")
     weight = start["weight"].values.astype(np.float64)
     factors = [
         start[f"{d}_factor"].transpose(d, "component").values.astype(np.float64) for d in dims
@@ -203,8 +207,12 @@ def in_one_form(options: Mapping[str, Any]) -> dict[str, Any]:
     {'nonnegative': ('image',), 'fixed': ('shift',)}
     """
     out = {name: value for name, value in options.items() if value is not None}
+    if isinstance(out.get("compress"), np.bool_):
+        out["compress"] = bool(out["compress"])
     for name in ("nonnegative", "fixed"):
-        given = out.get(name)
+        given: Any = out.get(name)
+        if isinstance(given, np.ndarray):
+            given = given.tolist()
         if isinstance(given, str):
             out[name] = (given,)
         elif isinstance(given, Iterable):
@@ -212,8 +220,8 @@ def in_one_form(options: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def told(options: Mapping[str, Any]) -> str:
-    """Write options down as JSON; an array by its dims, its sizes and a hash of its values.
+def told(options: Mapping[str, Any], mask: str = "") -> str:
+    """Write options down as JSON, a Dataset by its sizes, the mask as it is described.
 
     Where the work is done, the client or the device, is left out.
 
@@ -223,6 +231,8 @@ def told(options: Mapping[str, Any]) -> str:
     '{"nonnegative": ["image"], "compress": null}'
     """
     kept = {name: option for name, option in options.items() if name not in ("client", "device")}
+    if "mask" in kept:
+        kept["mask"] = mask
     return json.dumps(kept, default=_told)
 
 
@@ -232,12 +242,7 @@ def _told(option: object) -> Any:
     if not isinstance(option, xr.DataArray | xr.Dataset):
         return repr(option)
     sizes = ", ".join(f"{dim}: {n}" for dim, n in option.sizes.items())
-    said = f"{type(option).__name__} ({sizes})"
-    if isinstance(option, xr.DataArray):
-        from dask.base import tokenize
-
-        said += f" {tokenize(option.data)}"
-    return said
+    return f"{type(option).__name__} ({sizes})"
 
 
 def _dims(dims: Sequence[str], name: str, given: Any) -> tuple[str, ...]:

@@ -97,7 +97,9 @@ def smooth(
         return out.reshape(block.shape)
 
     core = ["shift"] if "shift" in t.dims else list(SHIFT)
-    whole = t if t.chunks is None else t.chunk(dict.fromkeys(core, -1))
+    # Its data alone: coordinates stay in memory.
+    chunked = t.chunks is not None
+    whole = t.copy(data=t.variable.chunk(dict.fromkeys(core, -1)).data) if chunked else t
     out: xr.DataArray = xr.apply_ufunc(
         filtered,
         whole,

@@ -11,8 +11,20 @@ import xarray as xr
 
 from vitxr.errors import ArgumentError, DataError
 from vitxr.factor.blocks import own_threads
-from vitxr.factor.checks import CONSTRAINTS, METHODS
-from vitxr.factor.parts import Walk, gram, labels_of, match, project, same_labels, take_apart
+from vitxr.factor.checks import CONSTRAINTS, METHODS, clipped
+from vitxr.factor.masks import read_mask
+from vitxr.factor.parts import (
+    Blocks,
+    Parts,
+    Walk,
+    gram,
+    labels_of,
+    match,
+    project,
+    refuse_difference,
+    take_apart,
+)
+from vitxr.factor.same import difference, label_at
 from vitxr.names import PROVENANCE, VARIABLES, provenance
 
 __all__ = ["least_squares", "transform"]
@@ -21,7 +33,11 @@ Array = npt.NDArray[Any]
 
 
 def transform(
-    f: xr.Dataset, t: xr.DataArray, dim: str | None = None, nonnegative: bool | None = None
+    f: xr.Dataset,
+    t: xr.DataArray,
+    dim: str | None = None,
+    nonnegative: bool | None = None,
+    mask: xr.DataArray | None = None,
 ) -> xr.Dataset:
     r"""Find where new images, shifts or neurons lie in a model.
 
@@ -32,7 +48,7 @@ def transform(
 
     the exact minimum, by the active-set method of Lawson and Hanson, or by least squares. Rows do
     not touch one another. Where components are linearly dependent there are several minima, of
-    which one is found.
+    which one is found. With a mask the norm of each row is over its observed entries alone.
 
     Parameters
     ----------
@@ -48,6 +64,9 @@ def transform(
         Whether the rows are nonnegative; by default as the method's factor of ``dim`` is. It has
         to be given for ``constrained_parafac`` under other constraints, and for models that do
         not say by which method they were found.
+    mask
+        DataArray of bool, broadcast against ``t``: True where a value is observed. Others, which
+        may be NaN, have no part in the minimum. For CP models.
 
     Returns
     -------
@@ -62,10 +81,12 @@ def transform(
     ------
     ArgumentError
         If ``dim`` is not one of the model's or cannot be told, or ``nonnegative`` cannot, or
-        ``f`` holds several replicates.
+        ``f`` holds several replicates, or there is a mask and ``f`` is a Tucker model.
     DataError
-        If other dims or labels differ as well, or, but for new neurons, the tensor says that it
-        is of another model, preprocessing or layer; if it holds values that are not finite.
+        If other dims or labels differ as well, offsets of shifts and SHA-256 of images included;
+        if the tensor says that it is rectified, normalised or smoothed in another way or, but for
+        new neurons, that it is of another model, preprocessing, precision or layer; if it holds
+        values that are not finite, or the mask hides all of a row.
 
     Notes
     -----
@@ -100,19 +121,66 @@ def transform(
         nonnegative = _nonnegative(f, dim)
     parts = lazy.exact()
     keep = parts.dims.index(dim)
+    seen = None if mask is None else read_mask(t, mask)
+    if seen is not None and not parts.cp:
+        raise ArgumentError(
+            "there is a mask, and the model is a Tucker model: transform takes one for CP models; "
+            "drop what is missing, or fill it."
+        )
     with own_threads() as pool:
-        walk = Walk(t, pool.threads)
-
-        def products(blocks: Any) -> Array:
-            out = np.zeros((t.sizes[dim], parts.factors[keep].shape[1]))
-            for index, block in blocks:
-                rows = [a[s] for a, s in zip(parts.factors, index, strict=True)]
-                out[index[keep]] += project(block, parts.core, rows, keep)
-            return out
-
-        rhs = np.sum(walk.map(pool, products), axis=0)
-    factor = least_squares(gram(parts.core, parts.factors, keep), rhs, nonnegative)
+        walk = Walk(t, pool.threads, seen)
+        n, masked = t.sizes[dim], seen is not None
+        sums = walk.map(pool, lambda blocks: _products(blocks, parts, keep, n, masked))
+    rhs, grams, counts = (np.sum(part, axis=0) for part in zip(*sums, strict=True))
+    if seen is None:
+        factor = least_squares(gram(parts.core, parts.factors, keep), rhs, nonnegative)
+    else:
+        if not counts.all():
+            where = label_at(t, dim, int(np.flatnonzero(counts == 0)[0]))
+            raise DataError(
+                f"the mask hides all of {where}, of which nothing could be said: leave it out of "
+                f"the tensor, t.drop_isel({dim}=...)."
+            )
+        factor = _rows(grams, rhs, nonnegative)
     return _dataset(f, t, dim, factor.astype(lazy.dtype))
+
+
+def _products(blocks: Blocks, parts: Parts, keep: int, n: int, masked: bool) -> tuple[Array, ...]:
+    """Sum up ``X_(n) Z^T`` and, under a mask, what it leaves of each row.
+
+    Returns
+    -------
+    numpy.ndarray
+        The product, ``(n, rank)``.
+    numpy.ndarray
+        For each row the sums over its entries that count of the products of two components,
+        ``(n, rank (rank + 1) / 2)``, which are its own Gram matrix; without a mask ``(n, 0)``.
+    numpy.ndarray
+        How many of its entries count, ``(n,)``.
+    """
+    rank = parts.factors[keep].shape[1]
+    left, right = np.triu_indices(rank if masked else 0)
+    out, grams, counts = np.zeros((n, rank)), np.zeros((n, len(left))), np.zeros(n, np.int64)
+    others = tuple(m for m in range(len(parts.dims)) if m != keep)
+    for index, block, kept in blocks:
+        rows = [a[s] for a, s in zip(parts.factors, index, strict=True)]
+        out[index[keep]] += project(block, parts.core, rows, keep)
+        if kept is not None:
+            core, *pairs = (a[..., left] * a[..., right] for a in (parts.core, *rows))
+            grams[index[keep]] += project(kept.astype(np.float64), core, pairs, keep)
+            counts[index[keep]] += kept.sum(axis=others)
+    return out, grams, counts
+
+
+def _rows(grams: Array, rhs: Array, nonnegative: bool) -> Array:
+    """Least squares of rows of which each has a Gram matrix, given as its upper triangle."""
+    rank = rhs.shape[1]
+    left, right = np.triu_indices(rank)
+    out, full = np.empty(rhs.shape), np.empty((rank, rank))
+    for i, (own, row) in enumerate(zip(grams, rhs, strict=True)):
+        full[left, right] = full[right, left] = own
+        out[i] = least_squares(full, row[None], nonnegative)[0]
+    return out
 
 
 def least_squares(gram: Array, rhs: Array, nonnegative: bool) -> Array:
@@ -172,18 +240,15 @@ def _dim(f: xr.Dataset, t: xr.DataArray, dims: tuple[str, ...], dim: str | None)
         return dim
     if not isinstance(t, xr.DataArray) or set(map(str, t.dims)) != set(dims):
         return dims[0]  # refused by what comes next, with the reason
-    differ = [d for d in dims if not same_labels(f, t, d)]
-    if len(differ) == 1:
-        return differ[0]
+    differ = {d: found for d in dims if (found := difference(f, t, d))}
     if not differ:
         raise ArgumentError(
             f"all labels of the tensor are the model's: say of which dimension the factor is "
             f"wanted, dim={' or '.join(map(repr, dims))}."
         )
-    raise DataError(
-        f"the tensor and the model differ in the labels of {', '.join(differ)}; one may: select "
-        "the model's labels of the others, in its order."
-    )
+    if len(differ) > 1:
+        refuse_difference(differ, "; one may")
+    return next(iter(differ))
 
 
 def _nonnegative(f: xr.Dataset, dim: str) -> bool:
@@ -195,12 +260,14 @@ def _nonnegative(f: xr.Dataset, dim: str) -> bool:
             "nonnegative: give nonnegative=True or False."
         )
     if method == "constrained_parafac":
-        given = {name: options[name] for name in CONSTRAINTS & set(options)}
-        if given != {"non_negative": True}:
-            raise ArgumentError(
-                f"the model was fitted under {', '.join(sorted(given))}, which rows found by least "
-                "squares do not obey: give nonnegative=True or False to have them all the same."
-            )
+        given = {name: options[name] for name in CONSTRAINTS & set(options) if options[name]}
+        if set(given) <= {"non_negative"}:
+            names = [str(n)[: -len("_factor")] for n in f.data_vars if str(n).endswith("_factor")]
+            return clipped(given.get("non_negative"), len(names))[names.index(dim)]
+        raise ArgumentError(
+            f"the model was fitted under {', '.join(sorted(given))}, which rows found by least "
+            "squares do not obey: give nonnegative=True or False to have them all the same."
+        )
     if options.get("nonnegative") is not None:
         return dim in np.atleast_1d(options["nonnegative"]).tolist()
     return METHODS[method].nonnegative
