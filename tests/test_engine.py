@@ -55,13 +55,13 @@ def memory(monkeypatch):
         message = "CUDA out of memory. Tried to allocate 2.00 GiB.\nMore on it."
         error = torch.cuda.OutOfMemoryError
 
-    def capture(model, batch, layers, variables, channels, dtype, keepbits, out):
+    def capture(model, batch, layers, variables, channels, dtype, keepbits, out, *rest):
         tried.append(len(batch))
         if len(batch) > Memory.frames:
             for array in out.values():
                 array[: len(batch) // 2] = np.nan
             raise Memory.error(Memory.message)
-        return true(model, batch, layers, variables, channels, dtype, keepbits, out)
+        return true(model, batch, layers, variables, channels, dtype, keepbits, out, *rest)
 
     monkeypatch.setattr(units, "capture", capture)
     Memory.tried = tried

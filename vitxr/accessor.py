@@ -15,6 +15,7 @@ _ELSEWHERE = {
     "neuron_tensor": "activations, ds.vit.neuron_tensor(layer=0)",
     "neuron_matrix": "activations, ds.vit.neuron_matrix(layer=0)",
     "activity": "activations, ds.vit.activity()",
+    "top_classes": "activations, ds.vit.top_classes(k=5)",
     "factorize": "a neuron tensor, ds.vit.neuron_tensor(layer=0).vit.factorize(rank=25)",
     "fit_ensemble": "a neuron tensor, ds.vit.neuron_tensor(layer=0).vit.fit_ensemble([20, 25])",
     "choose_rank": "a neuron tensor, ds.vit.neuron_tensor(layer=0).vit.choose_rank([5, 10, 20])",
@@ -98,6 +99,16 @@ class VitDataset(_Hints):
         from vitxr.tensors import activity
 
         return activity(self._ds, rectify)
+
+    def top_classes(self, k: int = 5) -> xr.Dataset:
+        """Find the ``k`` classes of largest logit of every frame, with names and probabilities.
+
+        ``top_class``, ``class_number``, ``top_logit``, ``probability`` over (image, shift_y,
+        shift_x, place). Lazy. See :func:`vitxr.analysis.top_classes`.
+        """
+        from vitxr.analysis import top_classes
+
+        return top_classes(self._ds, k)
 
     def embed(self, n_components: int = 10, method: str = "pca", dim: str = "neuron") -> xr.Dataset:
         """Embed the rows of a factor: PCA scores and explained variance.

@@ -137,6 +137,31 @@ def _maps(text: str) -> int | list[int] | None:
     return numbers[0] if len(numbers) == 1 and not text.endswith(",") else numbers
 
 
+def _queries(text: str) -> str | list[int | tuple[int, ...]]:
+    if text in ("prefix", "patches"):
+        return text
+    try:
+        tokens = [tuple(map(int, part.split(":"))) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected prefix, patches, or tokens separated by commas: numbers, or "
+            "row:column of patches, such as 0,3:4"
+        ) from None
+    return [token[0] if len(token) == 1 else token for token in tokens]
+
+
+def _modules(text: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(name and path for name, _, path in pairs) or len({n for n, *_ in pairs}) < len(
+        pairs
+    ):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected NAME=PATH, several separated by commas, such as "
+            "gate=layers.{layer}.mlp.fc1"
+        )
+    return {name: path for name, _, path in pairs}
+
+
 def _size(text: str) -> int | tuple[int, int]:
     numbers = _numbers(text.replace("x", ","))
     if len(numbers) > 2:
@@ -211,13 +236,27 @@ def _extract(commands: Any) -> None:
     add(
         "--variables",
         default="activation",
-        help="activation,prefix,embedding,attention,logits: some of them",
+        help="some of activation,prefix,embedding,attention,attention_query,attention_key,"
+        "attention_value,attention_output,mlp_hidden,logits",
     )
     add(
         "--feature-maps",
         type=_maps,
         default="all",
         help="channels kept: a count (the most active), a list 3,17,200 (one: 3,) or all",
+    )
+    add("--heads", type=_numbers, help="heads kept of attention: 0,5; all if not given")
+    add(
+        "--queries",
+        type=_queries,
+        help="tokens whose attention is kept: prefix, patches, or tokens 0,3:4 (numbers, or "
+        "row:column of a patch); all if not given",
+    )
+    add(
+        "--modules",
+        type=_modules,
+        metavar="NAME=PATH",
+        help="more variables, outputs of modules: gate=layers.{layer}.mlp.fc1,norm=vit.layernorm",
     )
     add(
         "--preprocess",
@@ -269,8 +308,11 @@ def _run_extract(args: argparse.Namespace) -> None:
     options: dict[str, Any] = {
         "layers": args.layers,
         "shifts": vitxr.ShiftGrid(args.step, args.scheme) if args.step != 0 else None,
-        "variables": args.variables.split(","),
+        "variables": args.variables.split(",") if args.variables else [],
         "feature_maps": args.feature_maps,
+        "heads": args.heads,
+        "queries": args.queries,
+        "modules": args.modules,
         "preprocess": args.preprocess,
         "precision": args.precision,
         "storage_dtype": args.storage_dtype,

@@ -6,6 +6,7 @@ the documentation are made from it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +24,11 @@ __all__ = [
     "SHIFT",
     "VARIABLES",
     "Variable",
+    "is_name",
+    "of_module",
     "order",
     "provenance",
+    "unit_dims",
     "unwritten",
     "validate",
 ]
@@ -62,6 +66,8 @@ DIMS: dict[str, str] = {
     "key": "token attended to: prefix tokens, then patches row by row",
     "token": "prefix token by name (class, distillation, registers)",
     "feature_map": "channel number in the model, or rank where `channel` is given",
+    "head_channel": "channel of a head's queries, keys and values (0-based)",
+    "hidden_unit": "hidden unit of the block's MLP (0-based)",
     "patch_row": "row on the patch grid, 0 at the top",
     "patch_col": "column on the patch grid, 0 at the left",
     "row": "pixel row, 0 at the top",
@@ -79,6 +85,7 @@ DIMS: dict[str, str] = {
     "split": "random division: of neurons into halves, of entries into kept and held out",
     "iteration": "iteration of a fit (0-based)",
     "pc": "coordinate of an embedding (1-based)",
+    "place": "place among the classes by their logits (1-based)",
 }
 
 
@@ -156,6 +163,36 @@ VARIABLES: dict[str, Variable] = {
         _FRAME + "feature_map patch_row patch_col", "1", "embedding output, patch tokens", "f"
     ),
     "attention": _v(_FRAME + "layer head query key", "1", "attention weight", "f"),
+    "attention_query": _v(
+        _FRAME + "layer head head_channel patch_row patch_col",
+        "1",
+        "query as it enters the dot product, patch tokens",
+        "f",
+    ),
+    "attention_key": _v(
+        _FRAME + "layer head head_channel patch_row patch_col",
+        "1",
+        "key as it enters the dot product, patch tokens",
+        "f",
+    ),
+    "attention_value": _v(
+        _FRAME + "layer head head_channel patch_row patch_col",
+        "1",
+        "value as the attention weights sum it, patch tokens",
+        "f",
+    ),
+    "attention_output": _v(
+        _FRAME + "layer feature_map patch_row patch_col",
+        "1",
+        "attention output after its projection, before layer scale and residual, patch tokens",
+        "f",
+    ),
+    "mlp_hidden": _v(
+        _FRAME + "layer hidden_unit patch_row patch_col",
+        "1",
+        "what enters the MLP's down projection, patch tokens",
+        "f",
+    ),
     "logits": _v(_FRAME + "class", "1", "logit of the class", "f"),
     "written": _v(
         ("image shift_y", "image shift", "image", "shift_y", "shift", ""),
@@ -163,6 +200,11 @@ VARIABLES: dict[str, Variable] = {
         "whether the store holds it yet",
         "b",
     ),
+    "top_class": _v(_FRAME + "place", "", "name of the class", "OUT"),
+    "class_number": _v(_FRAME + "place", "", "number of the class in the model (0-based)", "iu"),
+    "top_logit": _v(_FRAME + "place", "1", "logit of the class", "f"),
+    "probability": _v(_FRAME + "place", "1", "softmax of the logits over all classes", "f"),
+    "written": _v("image shift_y", "", "whether the store holds it yet", "b"),
     "channel": _v("layer feature_map", "", "channel number in the model", "iu"),
     # tensors
     "edge_distance": _v(
@@ -266,6 +308,44 @@ VARIABLES: dict[str, Variable] = {
     "component_loading": _v("pc component", "1", "direction of the axis among components", "f"),
     "component_mean": _v("component", "1", "mean of the factor's column", "f"),
 }
+
+
+def is_name(text: object) -> bool:
+    """Whether a variable may be called so: a letter, then letters, digits and underscores.
+
+    Examples
+    --------
+    >>> is_name("mlp_gate"), is_name("../gate"), is_name("_private")
+    (True, False, False)
+    """
+    return isinstance(text, str) and bool(re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", text))
+
+
+def of_module(name: str, path: str, layered: bool, grid: bool) -> Variable:
+    """Make the row of a variable that the user has named: what a module of the model gives.
+
+    Examples
+    --------
+    >>> of_module("gate", "layers.{layer}.mlp.fc1", layered=True, grid=True).dims
+    (('image', 'shift_y', 'shift_x', 'layer', 'gate_unit', 'patch_row', 'patch_col'),)
+    """
+    dims = f"{_FRAME}{'layer ' * layered}{name}_unit{' patch_row patch_col' * grid}"
+    return _v(dims, "1", f"output of {path}{', patch tokens' * grid}", "f")
+
+
+def unit_dims(dims: Iterable[Hashable]) -> tuple[str, ...]:
+    """Pick the dimensions that number the maps on the patch grid; none where there is no grid.
+
+    Examples
+    --------
+    >>> unit_dims(VARIABLES["activation"].dims[0]), unit_dims(VARIABLES["attention_key"].dims[0])
+    (('feature_map',), ('head', 'head_channel'))
+    """
+    names = [str(dim) for dim in dims]
+    if "patch_row" not in names:
+        return ()
+    known = {"image", "shift_y", "shift_x", "layer", "patch_row", "patch_col"}
+    return tuple(name for name in names if name not in known)
 
 
 def provenance(attrs: Mapping[Any, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""What factors show: embeddings of neurons and the manifolds they form."""
+"""What is to be seen: embeddings of factors, and what the model takes images for."""
 
 from __future__ import annotations
 
+from vitxr.analysis.classes import top_classes
 from vitxr.analysis.embed import embed
 
-__all__ = ["embed"]
+__all__ = ["embed", "top_classes"]

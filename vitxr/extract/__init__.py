@@ -7,7 +7,7 @@ graph of them; ``run`` fills a store, by one of the executors ``pipeline`` (this
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +31,9 @@ def extract(
     shifts: ShiftGrid | None = _DEFAULT_SHIFTS,
     variables: Sequence[str] = ("activation",),
     feature_maps: int | Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    queries: Literal["prefix", "patches"] | Sequence[int | tuple[int, int]] | None = None,
+    modules: Mapping[str, str] | None = None,
     preprocess: Literal["model", "raw"] = "model",
     precision: Literal["float32", "bfloat16"] = "float32",
     storage_dtype: str = "float32",
@@ -64,13 +67,35 @@ def extract(
           the patch grid, not rectified
         - ``prefix``: the same of the tokens before the patches
         - ``embedding``: what enters the first block, patch tokens
-        - ``attention``: attention weights, rows sum to one
+        - ``attention``: attention weights, the softmax in float32; rows sum to one
+        - ``attention_query``, ``attention_key``, ``attention_value``: as they enter the
+          attention's dot product, after biases, norms and rotations (of DINOv3, say),
+          before the division by the square root of their width; patch tokens
+        - ``attention_output``: output of the attention sublayer, after its output
+          projection, before layer scale and residual; patch tokens
+        - ``mlp_hidden``: hidden units of the MLP after the nonlinearity, which is what
+          enters its down projection (of a gated MLP the gated product); patch tokens
         - ``logits``: scores of the classes (needs the whole model)
+
+        An empty sequence will do where there are ``modules``.
     feature_maps
         Channels of ``activation`` to keep: all (None); a sequence of channel
         numbers; or a count, the most active in the first frame of the first image,
         ranked for each layer (then ``feature_map`` is the rank and ``channel(layer,
-        feature_map)`` the channel's number).
+        feature_map)`` the channel's number). Of no other variable.
+    heads
+        Heads to keep of every variable that has heads; None keeps all.
+    queries
+        Tokens whose rows of ``attention`` to keep: all (None), ``"prefix"``, ``"patches"``,
+        or a sequence of tokens, each its number (prefix tokens first, then patches row by
+        row) or the (row, column) of a patch. Of these only the weights are computed.
+    modules
+        More variables: outputs of modules, by name and path. ``{layer}`` in a path stands
+        for the number of the block, and the variable has the dimension ``layer``. A path may
+        lack its beginning if no other module has this end. A module gives (frame, token,
+        width) with the model's tokens, of which the patches are kept on the grid, or (frame,
+        width), or (frame, width, row, column) on the patch grid; of a tuple the first counts.
+        The width is labelled ``<name>_unit``.
     preprocess
         ``"model"``: the model's own resizing and normalisation. ``"raw"``: pixel
         values 0..255 as they are, as the original notebook does; images must have
@@ -139,6 +164,19 @@ def extract(
 'patch_row': 8, 'patch_col': 8})
     >>> str(ds.logits.isel(image=3, shift_y=0, shift_x=0).idxmax("class").values)
     '3'
+
+    Attention from the class token and one patch, in two heads of the last block; and what a
+    module gives, by its path:
+
+    >>> ds = vitxr.extract(stim, vitxr.load_model("digits"), layers=[5], shifts=None,
+    ...                    variables=["attention", "mlp_hidden"], heads=[0, 2],
+    ...                    queries=[0, (3, 4)], modules={"norm": "layers.{layer}.layernorm_before"})
+    >>> ds.attention.isel(image=0, shift_y=0, shift_x=0, layer=0).sizes
+    Frozen({'head': 2, 'query': 2, 'key': 65})
+    >>> bool(abs(ds.attention.sum("key") - 1).max() < 1e-5)
+    True
+    >>> ds.mlp_hidden.sizes["hidden_unit"], ds.norm.sizes["norm_unit"]
+    (192, 48)
     """
     from vitxr.extract import run
     from vitxr.extract.lazy import lazy
@@ -152,6 +190,9 @@ def extract(
         shifts=shifts,
         variables=variables,
         feature_maps=feature_maps,
+        heads=heads,
+        queries=queries,
+        modules=modules,
         preprocess=preprocess,
         precision=precision,
         storage_dtype=storage_dtype,
@@ -169,6 +210,9 @@ def estimate(
     shifts: ShiftGrid | None = _DEFAULT_SHIFTS,
     variables: Sequence[str] = ("activation",),
     feature_maps: int | Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    queries: Literal["prefix", "patches"] | Sequence[int | tuple[int, int]] | None = None,
+    modules: Mapping[str, str] | None = None,
     preprocess: Literal["model", "raw"] = "model",
     precision: Literal["float32", "bfloat16"] = "float32",
     storage_dtype: str = "float32",
@@ -182,8 +226,8 @@ def estimate(
 
     Parameters
     ----------
-    stim, model, layers, shifts, variables, feature_maps, preprocess, precision, \
-storage_dtype, batch_size
+    stim, model, layers, shifts, variables, feature_maps, heads, queries, modules, \
+preprocess, precision, storage_dtype, batch_size
         As in :func:`extract`.
     store
         The store that would be written or gone on with; None if that is not known yet.
@@ -223,6 +267,9 @@ storage_dtype, batch_size
         shifts=shifts,
         variables=variables,
         feature_maps=feature_maps,
+        heads=heads,
+        queries=queries,
+        modules=modules,
         preprocess=preprocess,
         precision=precision,
         storage_dtype=storage_dtype,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +13,20 @@ import xarray as xr
 
 from vitxr.errors import ArgumentError, DataError
 from vitxr.models.backbone import Backbone
-from vitxr.names import validate
+from vitxr.models.site import check_pattern, token_count
+from vitxr.models.sites import SITES
+from vitxr.names import DIMS, VARIABLES, is_name, validate
 
 __all__ = [
     "CAPTURED",
     "Storage",
     "check_batch",
     "check_channels",
+    "check_heads",
     "check_layers",
+    "check_modules",
     "check_preprocess",
+    "check_queries",
     "check_stimuli",
     "check_storage",
     "check_variables",
@@ -29,7 +34,9 @@ __all__ = [
 ]
 
 #: What can be captured.
-CAPTURED = ("activation", "prefix", "embedding", "attention", "logits")
+CAPTURED = ("activation", "prefix", "embedding", *SITES, "logits")
+#: What has heads.
+_WITH_HEADS = [name for name in CAPTURED if "head" in VARIABLES[name].dims[0]]
 
 
 @dataclass(frozen=True)
@@ -133,12 +140,15 @@ def check_layers(layers: Any, depth: int) -> tuple[int, ...]:
     return tuple(sorted(int(i) for i in listed))
 
 
-def check_variables(variables: Sequence[str], model: Backbone) -> tuple[str, ...]:
-    """Return the names to capture, in the order of the vocabulary."""
+def check_variables(
+    variables: Sequence[str], model: Backbone, modules: Sequence[str] = ()
+) -> tuple[str, ...]:
+    """Return the names to capture, in the order of the vocabulary; none if modules are enough."""
     if isinstance(variables, str):
         variables = [variables]
     names = list(variables) if isinstance(variables, list | tuple | set) else []
-    if not names or not set(names) <= set(CAPTURED):
+    nothing = not names and not (modules and isinstance(variables, list | tuple | set))
+    if nothing or not set(names) <= set(CAPTURED):
         raise ArgumentError(f"variables={variables!r}: expected some of {', '.join(CAPTURED)}.")
     if "logits" in variables and not model.classes:
         raise ArgumentError(
@@ -150,6 +160,88 @@ def check_variables(variables: Sequence[str], model: Backbone) -> tuple[str, ...
             f"variables: the model {model.name!r} has no prefix tokens. Leave `prefix` out."
         )
     return tuple(v for v in CAPTURED if v in variables)
+
+
+def check_modules(modules: Any, stim: xr.Dataset) -> dict[str, str]:
+    """Return paths of modules by the names of their variables."""
+    if modules is None:
+        return {}
+    if not isinstance(modules, Mapping) or not modules:
+        raise ArgumentError(
+            f"modules={modules!r}: expected a dict of names and paths, such as "
+            "{'mlp_gate': 'layers.{layer}.mlp.fc1'}, or None."
+        )
+    taken = {*DIMS, *VARIABLES, *map(str, stim.variables)}
+    units = {f"{name}_unit" for name in modules}
+    for name, pattern in modules.items():
+        if not is_name(name) or name in taken | units or f"{name}_unit" in taken:
+            raise ArgumentError(
+                f"modules: {name!r} cannot be the name of a variable: expected a letter, then "
+                "letters, digits and underscores, and no name that the result has already."
+            )
+        check_pattern(name, pattern)
+    return dict(modules)
+
+
+def check_heads(heads: Any, names: Sequence[str], have: int) -> np.ndarray | None:
+    """Return the heads chosen; None for all."""
+    if heads is None:
+        return None
+    if not set(names) & set(_WITH_HEADS):
+        raise ArgumentError(
+            f"heads={heads!r} chooses heads of {', '.join(_WITH_HEADS)}, and variables="
+            f"{list(names)} has none of them. Add one, or leave heads out."
+        )
+    chosen = np.atleast_1d(_plain_array(heads))
+    if (
+        chosen.ndim != 1
+        or chosen.size == 0
+        or chosen.dtype.kind not in "iu"
+        or not all(0 <= h < have for h in chosen)
+        or len(set(chosen.tolist())) < chosen.size
+    ):
+        raise ArgumentError(f"heads={heads!r}: expected distinct heads, 0 to {have - 1}.")
+    return chosen.astype(np.int64)
+
+
+def check_queries(queries: Any, names: Sequence[str], model: Backbone) -> np.ndarray | None:
+    """Return the numbers of the tokens chosen; None for all."""
+    if queries is None:
+        return None
+    if "attention" not in names:
+        raise ArgumentError(
+            f"queries={queries!r} chooses rows of `attention`, which is not among variables="
+            f"{list(names)}. Add it, or leave queries out."
+        )
+    prefix, (rows, columns), tokens = len(model.prefix), model.grid, token_count(model)
+    if isinstance(queries, str):
+        chosen = {"prefix": range(prefix), "patches": range(prefix, tokens)}.get(queries, range(0))
+        numbers: list[int | None] = list(chosen)
+    else:
+        numbers = [
+            _token(query, prefix, rows, columns)
+            for query in (queries if np.iterable(queries) else [queries])
+        ]
+    legal = {n for n in numbers if n is not None and 0 <= n < tokens}
+    if not numbers or len(legal) < len(numbers):
+        raise ArgumentError(
+            f"queries={queries!r}: expected 'prefix', 'patches', or distinct tokens: numbers, 0 to "
+            f"{tokens - 1} (prefix tokens {model.prefix} first), or (row, column) of a patch on "
+            f"the grid of {rows} x {columns}."
+        )
+    return np.array(numbers, np.int64)
+
+
+def _token(query: Any, prefix: int, rows: int, columns: int) -> int | None:
+    """Return the number of a token that is given by it, or by its place on the grid."""
+    place = _plain_array(query)
+    if place.dtype.kind not in "iu":
+        return None
+    if place.ndim == 0:
+        return int(place)
+    if place.shape != (2,) or not (0 <= place[0] < rows and 0 <= place[1] < columns):
+        return None
+    return prefix + int(place[0]) * columns + int(place[1])
 
 
 def check_preprocess(stim: xr.Dataset, model: Backbone, preprocess: str) -> None:
@@ -176,10 +268,21 @@ def check_preprocess(stim: xr.Dataset, model: Backbone, preprocess: str) -> None
         )
 
 
-def check_channels(feature_maps: Any, have: int) -> np.ndarray | None:
+def check_channels(feature_maps: Any, names: Sequence[str], have: int) -> np.ndarray | None:
     """Return the channel numbers listed; None for a count or for all."""
     if feature_maps is None:
         return None
+    if "activation" not in names:
+        raise ArgumentError(
+            f"feature_maps={feature_maps!r} selects channels of `activation`, which is not among "
+            f"variables={list(names)}. Add it, or leave feature_maps out."
+        )
+    if {"prefix", "embedding", "attention_output"} & set(names):
+        raise ArgumentError(
+            "feature_maps selects channels of `activation` only, while `prefix`, `embedding` and "
+            "`attention_output` share its dimension feature_map: extract them in a call of their "
+            "own."
+        )
     if isinstance(feature_maps, bool):
         raise ArgumentError(f"feature_maps={feature_maps!r}: expected a count, a list or None.")
     if isinstance(feature_maps, int | np.integer):

@@ -78,8 +78,8 @@ def _count(number: int, what: str, several: str) -> str:
 def cost(plan: Plan, location: Location | None, todo: Sequence[int], others: int = 1) -> Cost:
     """Count what units cost, without running any; ``others`` are files that are no unit's."""
     frames = [plan.frames(unit) for unit in todo]
-    layers = {"activation", "prefix", "attention"} & set(plan.frame)
-    shards = len(layers) * len(plan.layers) + len(set(plan.frame) - layers)
+    layered = sum("layer" in plan.form(name)[0] for name in plan.frame)
+    shards = layered * len(plan.layers) + len(plan.frame) - layered
     every = sum(map(plan.frames, range(len(plan.cut))))
     return Cost(
         frames=sum(frames),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import xarray as xr
 
 from vitxr._version import __version__
 from vitxr.models.backbone import Backbone
-from vitxr.names import VARIABLES
+from vitxr.names import Variable
 from vitxr.stimuli.shifts import ShiftGrid
 
 __all__ = ["coordinates", "provenance"]
@@ -51,11 +51,12 @@ def coordinates(
     stim: xr.Dataset,
     model: Backbone,
     layers: tuple[int, ...],
-    names: tuple[str, ...],
+    variables: Mapping[str, Variable],
+    frame: Mapping[str, tuple[int, ...]],
     lattice: xr.Dataset,
     maps: Mapping[str, Any],
 ) -> xr.Dataset:
-    """Every coordinate of the result, in memory."""
+    """Every coordinate of the result, in memory; ``maps`` are those that a choice makes."""
     ds = stim.coords.to_dataset()
     ds = ds.drop_vars([v for v in ds.variables if set(ds[v].dims) - {"image"}]).load()
     for name, text in list(ds.variables.items()):
@@ -64,6 +65,11 @@ def coordinates(
             ds[name] = text.astype(object)
     rows, columns = model.grid
     tokens = len(model.prefix) + rows * columns
+    sizes = {
+        dim: size
+        for name, shape in frame.items()
+        for dim, size in zip(variables[name].dims[0][3:], shape, strict=True)
+    }
     extra: dict[str, Any] = {
         "layer": np.array(layers),
         "patch_row": np.arange(rows),
@@ -73,16 +79,12 @@ def coordinates(
         "query": np.arange(tokens),
         "key": np.arange(tokens),
         "class": np.array(model.classes, dtype=object),
-        **maps,
     }
-    used = set(_dims(names))
+    extra |= {dim: np.arange(size) for dim, size in sizes.items() if dim not in extra}
+    extra |= maps
+    used = set(sizes)
     for key, value in extra.items():
         dims = value[0] if isinstance(value, tuple) else (key,)
         if used.issuperset(dims):
             ds = ds.assign_coords({key: value})
     return ds.merge(lattice)
-
-
-def _dims(names: tuple[str, ...]) -> Iterator[str]:
-    for name in names:
-        yield from VARIABLES[name].dims[0]

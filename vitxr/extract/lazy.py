@@ -11,7 +11,6 @@ import xarray as xr
 from vitxr.extract.plan import Plan
 from vitxr.extract.units import Task, compute
 from vitxr.models.load import Reference
-from vitxr.names import VARIABLES
 
 __all__ = ["lazy"]
 
@@ -48,8 +47,7 @@ def lazy(plan: Plan) -> xr.Dataset:
         images = [
             da.concatenate(blocks[i : i + bands], axis=1) for i in range(0, len(blocks), bands)
         ]
-        attrs = {**VARIABLES[name].attrs, **plan.storage.attrs}
-        ds[name] = (plan.form(name)[0], da.concatenate(images, axis=0), attrs)
+        ds[name] = (plan.form(name)[0], da.concatenate(images, axis=0), plan.attrs_of(name))
     ds.attrs = plan.attrs
     return ds
 

@@ -15,13 +15,15 @@ import xarray as xr
 
 from vitxr.errors import ArgumentError
 from vitxr.extract import checks
+from vitxr.extract.first_frame import first_frame_channels
 from vitxr.extract.labels import coordinates, provenance
-from vitxr.extract.ranking import rank_channels
-from vitxr.extract.units import Task, compute
+from vitxr.extract.units import Task
 from vitxr.models.backbone import Backbone
 from vitxr.models.capture import frame_shape
 from vitxr.models.load import Reference
-from vitxr.names import VARIABLES
+from vitxr.models.site import Site
+from vitxr.models.sites import find_sites
+from vitxr.names import VARIABLES, Variable, of_module, unit_dims
 from vitxr.stimuli.images import altered
 from vitxr.stimuli.shifts import ShiftGrid, no_shifts
 from vitxr.store.layout import Array
@@ -56,10 +58,16 @@ class Plan:
         The model, in the precision asked for.
     layers
         Blocks, ascending.
+    variables
+        The row of the vocabulary of each variable.
     frame
         Shape of each variable for one frame.
     channels
         (layer, feature_map) channels of ``activation`` to keep, or None for all.
+    sites
+        Where those variables are taken whose place had to be found.
+    heads, queries
+        Heads and tokens of attention to keep, or None for all.
     preprocess
         ``"model"`` or ``"raw"``.
     storage
@@ -79,8 +87,12 @@ class Plan:
     altered: list[str | None]
     model: Reference
     layers: tuple[int, ...]
+    variables: dict[str, Variable]
     frame: dict[str, tuple[int, ...]]
     channels: np.ndarray | None
+    sites: dict[str, Site]
+    heads: np.ndarray | None
+    queries: np.ndarray | None
     preprocess: str
     storage: checks.Storage
     batch: int
@@ -96,7 +108,12 @@ class Plan:
         """Dims and shape of a variable."""
         sizes = self.coords.sizes
         lattice = (self.cut.images, self.cut.rows, sizes["shift_x"])
-        return VARIABLES[name].dims[0], (*lattice, *self.frame[name])
+        return self.variables[name].dims[0], (*lattice, *self.frame[name])
+
+    def attrs_of(self, name: str) -> dict[str, Any]:
+        """Attributes of a variable: what it is, where it is taken, how it was rounded."""
+        site = {"taken_from": str(self.sites[name])} if name in self.sites else {}
+        return {**self.variables[name].attrs, **site, **self.storage.attrs}
 
     @cached_property
     def _offsets(self) -> np.ndarray:
@@ -127,6 +144,9 @@ class Plan:
             dtype=self.storage.dtype,
             keepbits=self.storage.keepbits,
             batch=self.batch,
+            sites=self.sites,
+            heads=self.heads,
+            queries=self.queries,
         )
 
     def _alone(self, images: slice) -> xr.Dataset:
@@ -144,8 +164,11 @@ class Plan:
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that decides the numbers, for the record and for resuming."""
+        chosen = {"heads": self.heads, "queries": self.queries}
         return {
             **self.attrs,
+            **{key: value.tolist() for key, value in chosen.items() if value is not None},
+            **({"sites": {n: str(s) for n, s in self.sites.items()}} if self.sites else {}),
             "variables": list(self.frame),
             "layers": list(self.layers),
             "channels": None if self.channels is None else self.channels.tolist(),
@@ -177,8 +200,14 @@ class Plan:
             "layer": 1,
         }
         whole = [min(small.get(d, n), n) for d, n in zip(dims, shape, strict=True)]
+        # One head, or some of the maps: what is read most.
+        *heads, unit = unit_dims(dims) or ("",)
         chunk = [
-            _even(n, _CHUNK_MAPS, _CHUNK_MAPS // 2 + 1) if d == "feature_map" else n
+            1
+            if d in heads
+            else _even(n, _CHUNK_MAPS, _CHUNK_MAPS // 2 + 1)
+            if d == unit and not heads
+            else n
             for d, n in zip(dims, whole, strict=True)
         ]
         itemsize = np.dtype(self.storage.dtype).itemsize
@@ -194,8 +223,9 @@ class Plan:
             if math.prod(sizes) * itemsize > most:
                 raise ArgumentError(
                     f"`{name}` of {what} has {math.prod(sizes) * itemsize / 1e9:,.1f} GB; a store "
-                    f"takes {most / 1e9:,.1f} GB at most. Leave it out of variables, take larger "
-                    "steps between shifts, or give the model smaller images."
+                    f"takes {most / 1e9:,.1f} GB at most. Leave it out of variables, choose "
+                    "heads= and queries= of attention, take larger steps between shifts, or give "
+                    "the model smaller images."
                 )
         return Array(
             dims=dims,
@@ -204,7 +234,7 @@ class Plan:
             shard=tuple(shard),
             chunk=tuple(chunk),
             compress=self.storage.keepbits is not None,
-            attrs={**VARIABLES[name].attrs, **self.storage.attrs},
+            attrs=self.attrs_of(name),
         )
 
     @property
@@ -236,6 +266,9 @@ def make_plan(
     precision: str,
     storage_dtype: str,
     batch_size: int | str,
+    heads: Any = None,
+    queries: Any = None,
+    modules: Any = None,
 ) -> Plan:
     """Check every argument of :func:`vitxr.extract` and lay the result out."""
     checks.check_stimuli(stim)
@@ -246,7 +279,10 @@ def make_plan(
             "Call vitxr.load_model(model) first."
         )
     blocks = checks.check_layers(layers, len(model.blocks))
-    names = checks.check_variables(variables, model)
+    patterns = checks.check_modules(modules, stim)
+    names = checks.check_variables(variables, model, list(patterns))
+    heads = checks.check_heads(heads, names, model.heads)
+    queries = checks.check_queries(queries, names, model)
     for option, value, legal in (
         ("preprocess", preprocess, ("model", "raw")),
         ("precision", precision, _PRECISION),
@@ -262,25 +298,20 @@ def make_plan(
         )
     lattice = no_shifts() if shifts is None else shifts.lattice(*model.input_size)
     checks.check_preprocess(stim, model, preprocess)
-    if feature_maps is not None and "activation" not in names:
-        raise ArgumentError(
-            f"feature_maps={feature_maps!r} selects channels of `activation`, which is not among "
-            f"variables={list(names)}. Add it, or leave feature_maps out."
-        )
-    if feature_maps is not None and {"prefix", "embedding"} & set(names):
-        raise ArgumentError(
-            "feature_maps selects channels of `activation` only, while `prefix` and `embedding` "
-            "share its dimension feature_map: extract them in a call of their own."
-        )
-    fixed = checks.check_channels(feature_maps, model.channels)
+    fixed = checks.check_channels(feature_maps, names, model.channels)
     batch = checks.check_batch(batch_size, model, precision)
     unit = max(batch, _FRAMES) if batch_size == "auto" else batch
     attrs = provenance(model, shifts, preprocess, precision, storage_dtype)
     weights = attrs["model_fingerprint"]
     model = model.cast(precision)
     reference = Reference(model, weights)
+    sites = find_sites(model, blocks, names, patterns)
+    rows = {name: VARIABLES[name] for name in names}
+    for name, pattern in patterns.items():
+        site = sites[name]
+        rows[name] = of_module(name, pattern, site.layered, grid=site.form != "frame")
     if isinstance(feature_maps, int | np.integer):
-        channels: np.ndarray | None = _first_frame_channels(
+        channels: np.ndarray | None = first_frame_channels(
             stim, reference, blocks, lattice, preprocess, int(feature_maps)
         )
         attrs["feature_map_selection"] = "first_frame"
@@ -291,33 +322,45 @@ def make_plan(
     else:
         channels = None if fixed is None else np.tile(fixed, (len(blocks), 1))
         maps = {"feature_map": np.arange(model.channels) if fixed is None else fixed}
-    coords = coordinates(stim, model, blocks, names, lattice, maps)
+    maps |= {d: n for d, n in (("head", heads), ("query", queries)) if n is not None}
+    frame = {
+        name: frame_shape(model, name, len(blocks), channels, sites.get(name), heads, queries)
+        for name in rows
+    }
+    coords = coordinates(stim, model, blocks, rows, frame, lattice, maps)
     coords.attrs = attrs
-    kept = 0 if channels is None else channels.shape[1]
-    frame = {name: frame_shape(model, name, len(blocks), kept) for name in names}
     return Plan(
         stim=stim,
         altered=altered(stim),
         model=reference,
         layers=blocks,
+        variables=rows,
         frame=frame,
         channels=channels,
+        sites=sites,
+        heads=heads,
+        queries=queries,
         preprocess=preprocess,
         storage=storage,
         batch=batch,
         coords=coords,
         attrs=attrs,
-        cut=_cut(coords, frame, len(blocks), np.dtype(storage.dtype).itemsize, unit),
+        cut=_cut(coords, rows, frame, len(blocks), np.dtype(storage.dtype).itemsize, unit),
     )
 
 
 def _cut(
-    coords: xr.Dataset, frame: dict[str, tuple[int, ...]], layers: int, itemsize: int, frames: int
+    coords: xr.Dataset,
+    rows_of: dict[str, Variable],
+    frame: dict[str, tuple[int, ...]],
+    layers: int,
+    itemsize: int,
+    frames: int,
 ) -> Cut:
     """Cut units: rows of one image that fill a shard; of images with few, so many frames."""
     images, rows, columns = (coords.sizes[d] for d in ("image", "shift_y", "shift_x"))
     heaviest = max(
-        math.prod(shape) // (layers if "layer" in VARIABLES[name].dims[0] else 1)
+        math.prod(shape) // (layers if "layer" in rows_of[name].dims[0] else 1)
         for name, shape in frame.items()
     )
     per_row = columns * heaviest * itemsize
@@ -342,32 +385,3 @@ def _even(size: int, most: int, least: int) -> int:
     if size <= most:
         return size
     return min(range(most, least - 1, -1), key=lambda n: math.ceil(size / n) * n)
-
-
-def _first_frame_channels(
-    stim: xr.Dataset,
-    model: Reference,
-    layers: tuple[int, ...],
-    lattice: xr.Dataset,
-    preprocess: str,
-    count: int,
-) -> np.ndarray:
-    """Channels of each layer, the most active in the first frame of the first image."""
-    first = np.array([[lattice["offset_y"].values.flat[0], lattice["offset_x"].values.flat[0]]])
-    task = Task(
-        model=model,
-        stim=stim.isel(image=[0]),
-        offsets=first,
-        columns=1,
-        row=0,
-        frame={"activation": frame_shape(model.model(), "activation", len(layers))},
-        layers=layers,
-        channels=None,
-        preprocess=preprocess,
-        dtype="float32",
-        keepbits=None,
-        batch=1,
-    )
-    activation = compute(task)[0]["activation"][0, 0, 0]
-    mean = activation.clip(min=0).mean(axis=(-2, -1), dtype=np.float64)
-    return rank_channels(mean)[:, :count]

@@ -6,8 +6,8 @@ The same functions run in this process, in others, in a Dask graph and on a clus
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import xarray as xr
@@ -16,7 +16,7 @@ from vitxr.errors import ModelError
 from vitxr.models.backbone import Backbone
 from vitxr.models.capture import capture, exclusive, is_out_of_memory
 from vitxr.models.load import Reference
-from vitxr.names import VARIABLES
+from vitxr.models.site import Site
 from vitxr.stimuli import read_image
 
 __all__ = ["Task", "compute", "prepare"]
@@ -40,7 +40,7 @@ class Task:
         Lattice row of the first frame, for messages.
     frame
         Shape of each variable for one frame; its keys are the variables.
-    layers, channels, preprocess, dtype, keepbits, batch
+    layers, channels, preprocess, dtype, keepbits, batch, sites, heads, queries
         As in the plan.
     """
 
@@ -56,6 +56,9 @@ class Task:
     dtype: str
     keepbits: int | None
     batch: int
+    sites: Mapping[str, Site] = field(default_factory=dict)
+    heads: np.ndarray | None = None
+    queries: np.ndarray | None = None
 
     def empty(self) -> dict[str, np.ndarray]:
         """Make arrays for the results, (frame, ...)."""
@@ -135,7 +138,7 @@ def _forward(
             frames = torch.stack([_rolled(still, task.offsets, f) for f in range(start, stop)])
             capture(
                 model, frames, task.layers, list(into), task.channels, task.dtype, task.keepbits,
-                into,
+                into, task.sites, task.heads, task.queries,
             )  # fmt: skip
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -186,7 +189,8 @@ def _not_finite(task: Task, arrays: dict[str, np.ndarray]) -> list[str]:
         where = np.argwhere(bad)[0]
         labels = [f"image {str(task.stim['image'].values[where[0]])!r}"]
         labels.append(f"shift ({task.row + where[1]}, {where[2]})")
-        if VARIABLES[name].dims[0][3] == "layer":
+        site = task.sites.get(name)
+        if name in ("activation", "prefix") or (site is not None and site.layered):
             labels.append(f"layer {task.layers[where[3]]}")
         out.append(
             f"`{name}` has {int(bad.sum())} values that are not finite, first at "

@@ -57,8 +57,8 @@ def open_store(path: str | Path, partial: bool = False) -> Result:
     -------
     xarray.Dataset, xarray.DataTree or xarray.DataArray
         What was saved. Lazy: variables are Dask arrays, in chunks of some megabytes that
-        are whole shards, along ``feature_map`` the chunks inside them. Coordinates are in
-        memory, multi-indexes are rebuilt.
+        are whole shards, along ``feature_map`` and the like the chunks inside them. Coordinates
+        are in memory, multi-indexes are rebuilt.
 
     Raises
     ------

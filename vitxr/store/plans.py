@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vitxr.errors import StoreError
-from vitxr.names import VARIABLES
+from vitxr.names import is_name
 from vitxr.store.location import Location
 from vitxr.store.shards import crc32c
 
@@ -143,9 +143,7 @@ def _is_cut(value: Any) -> bool:
 #: What each part of a plan must be.
 _SHAPE_OF_A_PLAN: dict[str, Callable[[Any], bool]] = {
     "cut": _is_cut,
-    "variables": lambda v: (
-        isinstance(v, list) and bool(v) and all(isinstance(n, str) and n in VARIABLES for n in v)
-    ),
+    "variables": lambda v: isinstance(v, list) and bool(v) and all(map(is_name, v)),
     "fingerprint": lambda v: isinstance(v, dict),
     "root": lambda v: isinstance(v, dict),
     "layout": lambda v: (

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitxr.errors import StoreError
+from vitxr.names import unit_dims
 from vitxr.store.location import Location
 from vitxr.store.shards import Shards
 
@@ -197,14 +198,14 @@ def _less(a: list[int], b: list[int]) -> list[int]:
 def lazy(location: Location, shards: Shards, written: Array | None) -> Any:
     """Give an array of a store to Dask, in chunks of whole shards side by side.
 
-    Along ``feature_map`` they are chunks inside shards, because a few feature maps of many are
-    what is read most. A selection reads no more than it needs, whatever the Dask chunks.
+    Along ``feature_map`` and the like they are chunks inside shards, because a few maps of many
+    are what is read most. A selection reads no more than it needs, whatever the Dask chunks.
     """
     import dask.array as da
 
     sizes = dict(zip(shards.dims, shards.shard, strict=True))
-    if "feature_map" in sizes:
-        sizes["feature_map"] = shards.chunk[shards.dims.index("feature_map")]
+    for dim in unit_dims(shards.dims):
+        sizes[dim] = shards.chunk[shards.dims.index(dim)]
     for dim in ("shift_y", "image"):
         if dim in sizes:
             room = _DASK_BYTES // (math.prod(sizes.values()) * shards.dtype.itemsize)

@@ -1,0 +1,135 @@
+"""A place in a model that a variable is taken from, and that of a module named by its path."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vitxr.errors import ArgumentError, ModelError
+from vitxr.models.backbone import Backbone
+
+__all__ = [
+    "FRAMES",
+    "Site",
+    "check_pattern",
+    "first_tensor",
+    "form_of",
+    "of_module",
+    "resolve",
+    "token_count",
+]
+
+#: Frames that are tried: two, so that what does not depend on the frame is seen.
+FRAMES = 2
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a variable is taken.
+
+    Attributes
+    ----------
+    modules
+        Paths in the module: one a wanted layer, or only one.
+    takes
+        The module's output; what enters it; or the dot product that is computed in it.
+    layered
+        Whether there is one a layer.
+    form
+        ``"tokens"``: (frame, token, width); ``"map"``: (frame, width, row, col) on the patch
+        grid; ``"frame"``: (frame, width); ``"heads"``: (frame, head, token, width);
+        ``"weights"``: (frame, head, query, key).
+    shape
+        Of what is kept of one frame of one layer.
+    """
+
+    modules: tuple[str, ...]
+    takes: Literal["output", "input", "dot"]
+    layered: bool
+    form: Literal["tokens", "map", "frame", "heads", "weights"]
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        names = ", ".join(self.modules)
+        what = {"output": "output of", "input": "input of", "dot": "dot product in"}[self.takes]
+        return f"{what} {names}"
+
+
+def token_count(backbone: Backbone) -> int:
+    """Tokens of a frame: the prefix, and one a patch."""
+    return len(backbone.prefix) + math.prod(backbone.grid)
+
+
+def first_tensor(value: Any) -> Any:
+    """Return the first of several outputs or arguments, as a block's or an attention's."""
+    return value[0] if isinstance(value, tuple | list) and value else value
+
+
+def check_pattern(name: str, pattern: Any) -> None:
+    """Refuse what is no path of modules."""
+    rest = pattern.replace("{layer}", "") if isinstance(pattern, str) else "{"
+    if not isinstance(pattern, str) or not pattern or set(rest) & set("{}*"):
+        raise ArgumentError(
+            f"modules[{name!r}] = {pattern!r}: expected the path of a module as "
+            "model.module.named_modules() gives it, or its end, with {layer} where the block's "
+            "number stands, such as 'layers.{layer}.mlp.fc1'."
+        )
+
+
+def resolve(named: Mapping[str, Any], name: str, pattern: str, layer: int) -> str:
+    """Return the path of the one module that a pattern fits; raise with the nearest if none."""
+    path = pattern.replace("{layer}", str(layer))
+    found = [path] if path in named else [p for p in named if p.endswith(f".{path}")]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise ArgumentError(
+            f"modules[{name!r}] = {pattern!r} fits {len(found)} modules: {', '.join(found[:5])}. "
+            "Give more of the path."
+        )
+    near = difflib.get_close_matches(path, named, n=5, cutoff=0.4) or list(named)[:5]
+    raise ArgumentError(
+        f"modules[{name!r}] = {pattern!r} fits no module of the model. The nearest: "
+        f"{', '.join(near)}. model.module.named_modules() lists all."
+    )
+
+
+#: Shape of a floating-point tensor, or (); and in words.
+Form = tuple[tuple[int, ...], str]
+
+
+def form_of(output: Any) -> Form:
+    """Return the form of what a module gives."""
+    import torch
+
+    value = first_tensor(output)
+    if not isinstance(value, torch.Tensor):
+        return (), f"a {type(value).__name__}"
+    shape = tuple(value.shape)
+    return shape if value.is_floating_point() else (), f"{shape} {value.dtype}"
+
+
+def of_module(backbone: Backbone, path: str, forms: Sequence[Form], layered: bool) -> Site:
+    """Find how to label what a module gives, from the form it has."""
+    if len(forms) != 1:
+        raise ModelError(
+            f"{backbone.name!r}: the module {path} runs {len(forms)} times in a pass; expected "
+            "once."
+        )
+    shape, given = forms[0]
+    grid, tokens = backbone.grid, token_count(backbone)
+    if shape[:1] == (FRAMES,):
+        if len(shape) == 3 and shape[1] == tokens:
+            return Site((path,), "output", layered, "tokens", (shape[2], *grid))
+        if len(shape) == 4 and shape[2:] == grid:
+            return Site((path,), "output", layered, "map", shape[1:])
+        if len(shape) == 2:
+            return Site((path,), "output", layered, "frame", shape[1:])
+    raise ModelError(
+        f"{backbone.name!r}: of {FRAMES} frames the module {path} gives {given}; expected "
+        f"(frames, {tokens} tokens, width), (frames, width) or (frames, width, {grid[0]} rows, "
+        f"{grid[1]} columns of patches), floating-point. vitxr cannot label it."
+    )
