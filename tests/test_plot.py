@@ -353,6 +353,23 @@ def test_attention_query_refuses_what_is_not_there(detail):
         plot.attention_query(detail.drop_vars("attention"), (0, 0), layer=0)
 
 
+def test_attention_of_chosen_queries_and_heads(detail):
+    """Tokens and heads go by their numbers, not by where they stand."""
+    detail = detail.assign_coords(query=range(65), key=range(65), head=range(3))
+    some = detail.isel(query=[30, 1, 0], head=[2, 1])
+    picture = plot.attention_query(some, (3, 5), layer=1, image_at=2)
+    same = plot.attention_query(detail.isel(head=[2, 1]), (3, 5), layer=1, image_at=2)
+    a, b = (parts(p, "Image")[0].dimension_values(2, flat=False) for p in (picture, same))
+    np.testing.assert_array_equal(a, b)
+    words = {str(t) for labels in parts(picture, "Labels") for t in labels.dimension_values(2)}
+    assert {"head 2", "head 1"} <= words
+    assert "head 0" not in words
+    with pytest.raises(ArgumentError, match=r"token 31, and the attention keeps the queries 30, 1"):
+        plot.attention_query(some, (3, 6), layer=1)
+    with pytest.raises(DataError, match="attention of all 65 tokens; this one keeps 3 queries"):
+        plot.attention_matrices(some)
+
+
 def test_attention_matrices_hold_every_weight(detail):
     (element,) = parts(plot.attention_matrices(detail, image_at=1), "Image")
     exact, drawn = grid(element, "weight"), grid(element)

@@ -123,8 +123,9 @@ def capture(
         if not left:
             raise Enough
 
-    def after_embeddings(_module: Any, _args: Any, output: Any) -> None:
-        keep("embedding", _on_grid(backbone, _tokens(backbone, first_tensor(output))))
+    def before_blocks(_module: Any, args: Any, kwargs: Any) -> None:
+        hidden = first_tensor((*args, *kwargs.values()))
+        keep("embedding", _on_grid(backbone, _tokens(backbone, hidden)))
 
     def after_block(position: int) -> Any:
         def hook(_module: Any, _args: Any, output: Any) -> None:
@@ -178,7 +179,8 @@ def capture(
         contextlib.ExitStack() as undo,
     ):
         if "embedding" in wanted:
-            undo.callback(backbone.embeddings.register_forward_hook(after_embeddings).remove)
+            enter = backbone.blocks[0].register_forward_pre_hook(before_blocks, with_kwargs=True)
+            undo.callback(enter.remove)
         for name, site in sites.items():
             for position, path in enumerate(site.modules if site.takes != "dot" else ()):
                 module = backbone.module.get_submodule(path)

@@ -34,6 +34,13 @@ def _weights(attention: Any) -> xr.DataArray:
     return array
 
 
+def _heads(array: xr.DataArray) -> list[int]:
+    """Numbers of the heads, of which an extraction may keep some."""
+    if "head" not in array.coords:
+        return list(range(array.sizes["head"]))
+    return [int(h) for h in array["head"].values]
+
+
 def attention_matrices(
     attention: xr.DataArray | xr.Dataset, *, image_at: int | str = 0, title: str | None = None
 ) -> Any:
@@ -65,6 +72,12 @@ def attention_matrices(
     The original notebook, section 3 ("Visualize attention matrix").
     """
     array = _weights(attention)
+    if array.sizes["query"] != array.sizes["key"]:
+        raise DataError(
+            f"the picture needs the attention of all {array.sizes['key']} tokens; this one keeps "
+            f"{array.sizes['query']} queries. Extract it without queries=, or draw the rows that "
+            "are kept with vitxr.plot.attention_query."
+        )
     array = (
         array.isel(image=image_positions(array, image_at)[0]) if "image" in array.dims else array
     )
@@ -72,7 +85,7 @@ def attention_matrices(
     if "layer" not in array.dims:
         array = array.expand_dims("layer")
     values = np.asarray(array.transpose("layer", "head", "query", "key").values, dtype=np.float32)
-    layers, heads, tokens, _ = values.shape
+    layers, _, tokens, _ = values.shape
     gap = max(1, round(0.07 * tokens))
     mosaic, tiles = tile(values, gap=gap)
     scale = scale_for(tiles.shape[1], largest=1.1, cell=tokens, room=6.2)
@@ -93,7 +106,10 @@ def attention_matrices(
     )
     words = [
         Words([(-0.5 - edge, tiles.y(i), f"block {n}") for i, n in enumerate(number)], ha="right"),
-        Words([(tiles.x(j), -0.5 - edge, f"head {j}") for j in range(heads)], va="bottom"),
+        Words(
+            [(tiles.x(j), -0.5 - edge, f"head {n}") for j, n in enumerate(_heads(array))],
+            va="bottom",
+        ),
     ]
     return canvas(
         [picture, *words],
@@ -148,7 +164,7 @@ def attention_query(
     Raises
     ------
     ArgumentError
-        If the query lies outside the grid, or the grid is unknown.
+        If the query lies outside the grid or is not kept, or the grid is unknown.
 
     References
     ----------
@@ -157,7 +173,7 @@ def attention_query(
     hv = holoviews()
     array = _weights(attention)
     at = image_positions(array, image_at)[0] if "image" in array.dims else 0
-    tokens = array.sizes["query"]
+    tokens = array.sizes["key"]
     prefix, (rows, cols) = prefix_and_grid(attention, tokens, grid)
     row, col = query
     if not (0 <= row < rows and 0 <= col < cols):
@@ -165,7 +181,15 @@ def attention_query(
             f"query={query!r} lies outside the patch grid of {rows} x {cols}: give "
             f"(row, column) with 0 <= row < {rows} and 0 <= column < {cols}."
         )
-    one = array.isel(query=prefix + row * cols + col)
+    number = prefix + row * cols + col
+    kept = array["query"].values if "query" in array.coords else np.arange(array.sizes["query"])
+    if number not in kept:
+        raise ArgumentError(
+            f"query={query!r} is token {number}, and the attention keeps the queries "
+            f"{', '.join(map(str, kept[:8]))}{', ...' * (len(kept) > 8)}. Extract it with queries= "
+            "that have this patch."
+        )
+    one = array.isel(query=int(np.flatnonzero(kept == number)[0]))
     one = frame(one.isel(image=at) if "image" in one.dims else one, layer=layer)
     values = np.asarray(one.transpose("head", "key").values, dtype=np.float32)[:, prefix:]
     heads = len(values)
@@ -188,7 +212,7 @@ def attention_query(
     )
     parts = [picture]
     places = [divmod(k, wide) for k in range(cells)]
-    names = ["image"] * (cells - heads) + [f"head {h}" for h in range(heads)]
+    names = ["image"] * (cells - heads) + [f"head {n}" for n in _heads(array)]
     if pixels is not None:
         if isinstance(pixels, xr.DataArray | xr.Dataset):
             name = None

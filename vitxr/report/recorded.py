@@ -150,6 +150,13 @@ def attention(page: Page, results: Mapping[str, Any]) -> None:
             'vitxr.extract(..., variables=("activation", "attention"))',
         )
         return
+    if ds["attention"].sizes.get("query") != ds["attention"].sizes.get("key"):
+        missing(
+            page,
+            "Attention was captured of some queries only.",
+            'vitxr.extract(..., variables=("activation", "attention"), queries=None)',
+        )
+        return
     name = Page.text(ds["image"].values[0]) if "image" in ds.coords else "0"
     one = frame(ds["attention"].isel(image=[0])).isel(image=0).compute()
     layers, heads, tokens = (one.sizes.get(d, 1) for d in ("layer", "head", "query"))
@@ -184,6 +191,7 @@ def attention(page: Page, results: Mapping[str, Any]) -> None:
         patches = row.transpose("head", "key").values[:, prefix:]
         head, place = np.unravel_index(int(patches.argmax()), patches.shape)
         at = tuple(int(v) for v in divmod(int(place), cols))
+        named = int(row["head"].values[head]) if "head" in row.coords else int(head)
         pictures.append(
             Picture(
                 f"attention_query_block_{layer}",
@@ -191,7 +199,7 @@ def attention(page: Page, results: Mapping[str, Any]) -> None:
                 f"What patch {query} attends to in block {layer}, one panel a head.",
                 f"Block {layer}: what the outlined patch, row {query[0]} and column {query[1]}, "
                 f"attends to, per head, prefix tokens left out. The largest weight is "
-                f"{patches.max():.2f}, of head {head} on patch {at}; patches receive "
+                f"{patches.max():.2f}, of head {named} on patch {at}; patches receive "
                 f"{percent(float(patches.sum(1).mean()))} of the attention.",
             )
         )
