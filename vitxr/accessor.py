@@ -16,6 +16,8 @@ _ELSEWHERE = {
     "neuron_matrix": "activations, ds.vit.neuron_matrix(layer=0)",
     "activity": "activations, ds.vit.activity()",
     "top_classes": "activations, ds.vit.top_classes(k=5)",
+    "unshift": "activations, ds.vit.unshift()",
+    "equivariance": "activations, ds.vit.equivariance()",
     "factorize": "a neuron tensor, ds.vit.neuron_tensor(layer=0).vit.factorize(rank=25)",
     "fit_ensemble": "a neuron tensor, ds.vit.neuron_tensor(layer=0).vit.fit_ensemble([20, 25])",
     "choose_rank": "a neuron tensor, ds.vit.neuron_tensor(layer=0).vit.choose_rank([5, 10, 20])",
@@ -109,6 +111,27 @@ class VitDataset(_Hints):
         from vitxr.analysis import top_classes
 
         return top_classes(self._ds, k)
+
+    def unshift(self, variable: str = "activation") -> xr.DataArray:
+        """Roll every frame back on the patch grid by the shift that made it.
+
+        Exact for whole patches; what is left over are the coordinates ``phase_y`` and
+        ``phase_x``, in pixels. Lazy. See :func:`vitxr.analysis.unshift`.
+        """
+        from vitxr.analysis import unshift
+
+        return unshift(self._ds, variable)
+
+    def equivariance(self, variable: str = "activation") -> xr.Dataset:
+        """How well feature maps move with the image.
+
+        ``equivariance_error(layer, feature_map)``, ``still_error``, ``invariance``, and by place
+        and phase ``error_map``, ``phase_error``, ``phase_activity``. Lazy. See
+        :func:`vitxr.analysis.equivariance`.
+        """
+        from vitxr.analysis import equivariance
+
+        return equivariance(self._ds, variable)
 
     def embed(self, n_components: int = 10, method: str = "pca", dim: str = "neuron") -> xr.Dataset:
         """Embed the rows of a factor: PCA scores and explained variance.

@@ -86,6 +86,8 @@ DIMS: dict[str, str] = {
     "iteration": "iteration of a fit (0-based)",
     "pc": "coordinate of an embedding (1-based)",
     "place": "place among the classes by their logits (1-based)",
+    "phase_y": "pixels that a shift down is more than whole patches",
+    "phase_x": "pixels that a shift to the right is more than whole patches",
 }
 
 
@@ -138,6 +140,7 @@ def _along(end: str, meaning: str) -> dict[str, Variable]:
 
 
 _FRAME = "image shift_y shift_x "
+_MAPS = ("layer feature_map", "feature_map")
 
 #: Every variable and coordinate with a fixed name.
 VARIABLES: dict[str, Variable] = {
@@ -204,7 +207,6 @@ VARIABLES: dict[str, Variable] = {
     "class_number": _v(_FRAME + "place", "", "number of the class in the model (0-based)", "iu"),
     "top_logit": _v(_FRAME + "place", "1", "logit of the class", "f"),
     "probability": _v(_FRAME + "place", "1", "softmax of the logits over all classes", "f"),
-    "written": _v("image shift_y", "", "whether the store holds it yet", "b"),
     "channel": _v("layer feature_map", "", "channel number in the model", "iu"),
     # tensors
     "edge_distance": _v(
@@ -307,6 +309,36 @@ VARIABLES: dict[str, Variable] = {
     "explained_variance_ratio": _v("pc", "1", "share of the variance", "f"),
     "component_loading": _v("pc component", "1", "direction of the axis among components", "f"),
     "component_mean": _v("component", "1", "mean of the factor's column", "f"),
+    # equivariance
+    "phase_y": _v(
+        ("shift_y", "shift_y shift_x", "phase_y", ""), "px", "shift down beyond whole patches", "iu"
+    ),
+    "phase_x": _v(
+        ("shift_x", "shift_y shift_x", "phase_x", ""),
+        "px",
+        "shift to the right beyond whole patches",
+        "iu",
+    ),
+    "equivariance_error": _v(_MAPS, "1", "squared error of a map rolled back / chance", "f"),
+    "still_error": _v(_MAPS, "1", "squared error of a map that is not rolled / chance", "f"),
+    "invariance": _v(_MAPS, "1", "intraclass correlation of the mean over patches", "f"),
+    "variance": _v(_MAPS, "1", "variance over images, shifts and patches", "f"),
+    "error_map": _v(
+        tuple(f"{form} patch_row patch_col" for form in _MAPS),
+        "1",
+        "squared error of a map rolled back / chance",
+        "f",
+    ),
+    "phase_error": _v(
+        tuple(f"{form} phase_y phase_x" for form in _MAPS),
+        "1",
+        "squared error of a map rolled back / chance",
+        "f",
+    ),
+    "phase_activity": _v(
+        tuple(f"{form} phase_y phase_x" for form in _MAPS), "1", "mean activation", "f"
+    ),
+    "phase_frames": _v("phase_y phase_x", "1", "shifts of the phase, the first left out", "iu"),
 }
 
 

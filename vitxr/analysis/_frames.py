@@ -1,0 +1,115 @@
+"""What the analyses take from a Dataset: all frames in order, and by how much each was shifted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from vitxr.errors import ArgumentError, DataError
+from vitxr.names import SHIFT, VARIABLES, order, validate
+
+__all__ = ["Rolls", "frames", "rolls"]
+
+Array = npt.NDArray[Any]
+
+#: Variables that lie on the patch grid.
+ON_THE_GRID = ("activation", "embedding")
+
+
+def frames(ds: xr.Dataset, variable: str = "activation") -> xr.DataArray:
+    """Take a variable with all its dims: what was selected by a scalar comes back as one."""
+    if variable not in ON_THE_GRID:
+        raise ArgumentError(
+            f"variable={variable!r}: expected one that lies on the patch grid, "
+            f"{' or '.join(map(repr, ON_THE_GRID))}."
+        )
+    if variable not in ds:
+        validate(ds, require=[variable])
+    x = ds[variable]
+    for dim in VARIABLES[variable].dims[0]:
+        if dim not in x.dims and dim in x.coords:
+            x = x.expand_dims(dim)
+    x = x.transpose(*order(x.dims))
+    validate(xr.Dataset({variable: x.variable}))
+    if 0 in x.shape:
+        empty = ", ".join(str(d) for d, n in x.sizes.items() if n == 0)
+        raise DataError(f"`{variable}` is empty along {empty}: select at least one.")
+    return x
+
+
+@dataclass(frozen=True)
+class Rolls:
+    """Shifts in whole patches and what is left over, each (shift_y, shift_x).
+
+    Attributes
+    ----------
+    steps_y, steps_x
+        Patches that the content of the frame lies further down and to the right, from 0.
+    phase_y, phase_x
+        Pixels left over, at least ``-(patch // 2)`` and less than ``patch - patch // 2``.
+    """
+
+    steps_y: Array
+    steps_x: Array
+    phase_y: Array
+    phase_x: Array
+
+
+def rolls(ds: xr.Dataset, x: xr.DataArray, relative: bool) -> Rolls:
+    """Divide offsets into whole patches and phases.
+
+    With ``relative`` they are those between a frame and the first one of the lattice.
+
+    Raises
+    ------
+    DataError
+        If a circular shift of the image by a patch is not a roll of the patch grid by one, or
+        that cannot be told.
+    """
+    if "phase_y" in x.coords:
+        raise DataError(
+            f"`{x.name}` was rolled back already, as its coordinate phase_y says: "
+            "take the Dataset as vitxr.extract made it."
+        )
+    found = []
+    for along, (name, side) in enumerate((("y", "height"), ("x", "width"))):
+        offset = x.coords.get(f"offset_{name}")
+        patch = ds.attrs.get(f"patch_{side}")
+        if offset is None or patch is None:
+            lacking = f"attribute patch_{side}" if patch is None else f"coordinate offset_{name}"
+            raise DataError(
+                f"the Dataset has no {lacking}, and without it nobody knows by how many patches a "
+                "frame was shifted: take the Dataset as vitxr.extract made it."
+            )
+        pixels = np.broadcast_to(
+            offset.expand_dims([d for d in SHIFT if d not in offset.dims]).transpose(*SHIFT).values,
+            tuple(x.sizes[d] for d in SHIFT),
+        )
+        if "period" not in offset.attrs:
+            if pixels.size == 1 or not pixels.any():
+                raise DataError(
+                    "the Dataset has frames that are not shifted and no others: extract with "
+                    "shifts=vitxr.ShiftGrid(step)."
+                )
+            raise DataError(
+                f"offset_{name} has no attribute `period`, the input's {side} in pixels, after "
+                "which a circular shift is none: take the Dataset as vitxr.extract made it."
+            )
+        period, patch = int(offset.attrs["period"]), int(patch)
+        patches = x.sizes[("patch_row", "patch_col")[along]]
+        if period != patches * patch:
+            raise DataError(
+                f"{patches} patches of {patch} px do not make the input's {side}, {period} px, so "
+                "that a circular shift of the image is not a roll of this patch grid. Keep all "
+                "patches; a model whose patches leave a margin cannot be rolled back."
+            )
+        if relative:
+            pixels = pixels - pixels[0, 0]
+        phase = (pixels + patch // 2) % patch - patch // 2
+        found.append(((pixels - phase) // patch % patches, phase))
+    (steps_y, phase_y), (steps_x, phase_x) = found
+    return Rolls(steps_y, steps_x, phase_y, phase_x)
