@@ -13,8 +13,8 @@ Array = npt.NDArray[Any]
 Shifts = tuple[Array, Array, Array]
 Sums = dict[str, Array]
 
-#: Bytes of the buffers of :func:`frame_sums`, three of which fit into a core's own cache.
-_BUFFER_BYTES = 1 << 18
+#: Bytes of each of the two buffers of :func:`frame_sums`, which a core's own cache should hold.
+_BUFFER_BYTES = 1 << 19
 #: Sums that belong to one image each; all others are over images.
 _OF_IMAGES = ("pivot", "image_sum", "image_squares", "squares")
 
@@ -79,55 +79,61 @@ def frame_sums(a: Array, reference: Array, shifts: Shifts, phases: int) -> Sums:
         "phase_sum": np.zeros((phases, layers, maps)),
         **{name: np.zeros(of_images) for name in _OF_IMAGES},
     }
-    has_phase = np.zeros((phases, height * width))
-    has_phase[phase.ravel(), np.arange(phase.size)] = 1
+    by_phase = np.argsort(phase, axis=None, kind="stable")
+    found, starts = np.unique(phase.ravel()[by_phase], return_index=True)
+    # Shifts side by side that are down by as many patches; of a lattice, those of a row.
+    steps = np.unique(steps_x).tolist()
+    ends = [[*(np.flatnonzero(np.diff(row)) + 1).tolist(), width] for row in steps_y]
+    same = [False, *(steps_x[1:] == steps_x[:-1]).all(axis=1).tolist()]
     # Few maps at a time, so that what is done with a row of frames stays in the cache.
-    some = max(1, min(maps, _BUFFER_BYTES // (width * patches * dtype.itemsize)))
+    some = max(1, _BUFFER_BYTES // (width * patches * dtype.itemsize))
+    blocks = np.array_split(np.arange(maps), -(-maps // some))
     ones = np.ones(patches, dtype)
-    for i, layer, first in np.ndindex(n, layers, -(-maps // some)):
-        part = slice(first * some, min((first + 1) * some, maps))
-        of = (i, layer, part)
-        ref = reference[of].astype(dtype)
-        size = len(ref)
-        # Subtracted from all: sums of large values would lose small differences.
-        pivot = ref.mean((1, 2), dtype=np.float64).astype(dtype)
-        ref -= pivot[:, None, None]
-        # Rolled to the right, and twice below itself: any roll down is then a part of it.
-        table = {
-            int(step): np.tile(np.roll(ref, step, axis=2), (1, 2, 1)) for step in np.unique(steps_x)
-        }
-        row, other = (np.empty((width, size, rows, columns), dtype) for _ in range(2))
-        flat, flat_other = (b.reshape(width * size, patches) for b in (row, other))
-        means = np.empty((height * width, size))
-        errors = np.empty((height * width, size))
-        for y in range(height):
-            here = slice(y * width, (y + 1) * width)
-            np.subtract(a[i, y, :, layer, part], pivot[:, None, None], out=row)
-            means[here] = (flat @ ones).reshape(width, size)
-            sums["squares"][of] += _squares(flat).reshape(width, size).sum(0, np.float64)
-            np.subtract(row, ref, out=other)
-            sums["still"][layer, part] += (
-                _squares(flat_other).reshape(width, size).sum(0, np.float64)
-            )
-            for x in range(width):
-                down = rows - steps_y[y, x]
-                rolled = table[int(steps_x[y, x])][:, down : down + rows]
-                np.subtract(row[x], rolled, out=other[x])
-            np.multiply(other, other, out=other)
-            errors[here] = (flat_other @ ones).reshape(width, size)
-            sums["error"][layer, part] += other.sum(0)
-        means /= patches
-        sums["pivot"][of] = pivot
-        sums["image_sum"][of] = means.sum(0)
-        sums["image_squares"][of] = np.einsum("sf,sf->f", means, means)
-        sums["phase_sum"][:, layer, part] += has_phase @ (means + pivot)
-        sums["phase_error"][:, layer, part] += has_phase @ errors
+    room = np.empty((2, width * max(map(len, blocks)) * patches), dtype)
+    for i, layer in np.ndindex(n, layers):
+        for block in blocks:
+            part, size = slice(block[0], block[-1] + 1), len(block)
+            of = (i, layer, part)
+            ref = reference[of].astype(dtype)
+            # Subtracted from all: sums of large values would lose small differences.
+            pivot = ref.mean((1, 2), dtype=np.float64).astype(dtype)[:, None, None]
+            ref -= pivot
+            # Twice beside and below itself: every roll is then a part of it.
+            around = np.tile(ref, (1, 2, 2))
+            rolled = {step: around[:, :, columns - step : 2 * columns - step] for step in steps}
+            flat, flat_other = room[:, : width * size * patches].reshape(2, -1, patches)
+            row, other = (b.reshape(width, size, rows, columns) for b in (flat, flat_other))
+            means, errors = (np.empty((height * width, size)) for _ in range(2))
+            for y in range(height):
+                here = slice(y * width, (y + 1) * width)
+                np.subtract(a[i, y, :, layer, part], pivot, out=row)
+                means[here] = (flat @ ones).reshape(width, size)
+                sums["squares"][of] += _squares(flat, size)
+                np.subtract(row, ref, out=other)
+                sums["still"][layer, part] += _squares(flat_other, size)
+                if not same[y]:
+                    table = np.stack([rolled[step] for step in steps_x[y].tolist()])
+                start = 0
+                for end in ends[y]:
+                    down, along = rows - steps_y[y, start], slice(start, end)
+                    np.subtract(row[along], table[along, :, down : down + rows], out=other[along])
+                    start = end
+                np.multiply(other, other, out=other)
+                errors[here] = (flat_other @ ones).reshape(width, size)
+                sums["error"][layer, part] += other.sum(0)
+            means /= patches
+            sums["pivot"][of] = pivot[:, 0, 0]
+            sums["image_sum"][of] = means.sum(0)
+            sums["image_squares"][of] = np.einsum("sf,sf->f", means, means)
+            for name, values in (("phase_sum", means + pivot[:, 0, 0]), ("phase_error", errors)):
+                sums[name][found, layer, part] += np.add.reduceat(values[by_phase], starts)
     return sums
 
 
-def _squares(rows: Array) -> Array:
-    """Sum of squares of each row."""
-    return np.einsum("ip,ip->i", rows, rows)
+def _squares(flat: Array, maps: int) -> Array:
+    """Sum of squares of each map, of rows of which every ``maps``-th is the same map's."""
+    of_rows: Array = np.linalg.vecdot(flat, flat)
+    return of_rows.reshape(-1, maps).sum(0, dtype=np.float64)
 
 
 def merge(parts: list[Sums], same_images: bool) -> Sums:
