@@ -31,6 +31,11 @@ _ELSEWHERE = {
     "transform": "a Dataset of factors, f.vit.transform(new)",
     "to_tensorly": "a Dataset of factors, f.vit.to_tensorly()",
     "best": "an ensemble, tree.vit.best(rank=25)",
+    "attention_map": "an extraction, ds.vit.attention_map((row, col))",
+    "attention_rollout": "an extraction, ds.vit.attention_rollout()",
+    "attention_distance": "an extraction, ds.vit.attention_distance()",
+    "attention_entropy": "an extraction, ds.vit.attention_entropy()",
+    "mass_mask": "a map on the patch grid, ds.vit.attention_map().vit.mass_mask()",
 }
 
 
@@ -189,10 +194,52 @@ class VitDataset(_Hints):
 
         return to_tensorly(self._ds, labelled)
 
+    def attention_map(self, query: str | tuple[int, int] = "class") -> xr.DataArray:
+        """Lay the attention of one token out on the patch grid, per layer and head.
+
+        ``query``: (row, col) of a patch, or a prefix token's name. See
+        :func:`vitxr.analysis.attention_map`.
+        """
+        from vitxr.analysis import attention_map
+
+        return attention_map(self._ds, query)
+
+    def attention_rollout(
+        self,
+        query: str | tuple[int, int] | None = "class",
+        fusion: Literal["mean", "max", "min"] = "mean",
+        residual: float = 0.5,
+    ) -> xr.DataArray:
+        """Trace attention through the layers (Abnar & Zuidema 2020).
+
+        See :func:`vitxr.analysis.attention_rollout`.
+        """
+        from vitxr.analysis import attention_rollout
+
+        return attention_rollout(self._ds, query, fusion, residual)
+
+    def attention_distance(self, unit: Literal["px", "patch"] = "px") -> xr.DataArray:
+        """Compute the mean distance over which each head attends.
+
+        See :func:`vitxr.analysis.attention_distance`.
+        """
+        from vitxr.analysis import attention_distance
+
+        return attention_distance(self._ds, unit)
+
+    def attention_entropy(self) -> xr.DataArray:
+        """Compute the mean entropy of each head's attention, nats.
+
+        See :func:`vitxr.analysis.attention_entropy`.
+        """
+        from vitxr.analysis import attention_entropy
+
+        return attention_entropy(self._ds)
+
 
 @xr.register_dataarray_accessor("vit")
 class VitArray(_Hints):
-    """Methods on a neuron tensor or matrix."""
+    """Methods on a neuron tensor or matrix, and on maps of the patch grid."""
 
     def __init__(self, array: xr.DataArray):
         self._array = array
@@ -311,6 +358,15 @@ class VitArray(_Hints):
         from vitxr.matlab import to_mat
 
         return to_mat(self._array, path)
+
+    def mass_mask(self, mass: float = 0.6) -> xr.DataArray:
+        """Keep the fewest patches that hold a share of a map's mass.
+
+        See :func:`vitxr.analysis.mass_mask`.
+        """
+        from vitxr.analysis import mass_mask
+
+        return mass_mask(self._array, mass)
 
 
 @xr.register_datatree_accessor("vit")

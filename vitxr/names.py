@@ -70,6 +70,8 @@ DIMS: dict[str, str] = {
     "hidden_unit": "hidden unit of the block's MLP (0-based)",
     "patch_row": "row on the patch grid, 0 at the top",
     "patch_col": "column on the patch grid, 0 at the left",
+    "other_row": "row of the patch compared with",
+    "other_col": "column of the patch compared with",
     "row": "pixel row, 0 at the top",
     "col": "pixel column, 0 at the left",
     "channel": "colour channel (R, G, B)",
@@ -339,6 +341,38 @@ VARIABLES: dict[str, Variable] = {
         tuple(f"{form} phase_y phase_x" for form in _MAPS), "1", "mean activation", "f"
     ),
     "phase_frames": _v("phase_y phase_x", "1", "shifts of the phase, the first left out", "iu"),
+    # what attention shows
+    "attention_map": _v(
+        _FRAME + "layer head patch_row patch_col", "1", "attention of one token to patches", "f"
+    ),
+    "rollout": _v(
+        (_FRAME + "patch_row patch_col", _FRAME + "query key"), "1", "attention rollout", "f"
+    ),
+    "attention_distance": _v(_FRAME + "layer head", "px", "mean attention distance", "f"),
+    "attention_entropy": _v(_FRAME + "layer head", "nat", "mean entropy of attention", "f"),
+    "mass_mask": _v(
+        (
+            _FRAME + "patch_row patch_col",
+            _FRAME + "patch_row patch_col class",
+            _FRAME + "layer head patch_row patch_col",
+        ),
+        "",
+        "among the fewest patches that hold the share of the mass",
+        "b",
+    ),
+    "relevance": _v(
+        (_FRAME + "patch_row patch_col", _FRAME + "patch_row patch_col class"),
+        "1",
+        "relevance of the patch for the class",
+        "f",
+    ),
+    "predicted": _v(_FRAME, "", "class of the largest logit", "UOT"),
+    "patch_filter": _v(
+        "feature_map row col channel", "1", "filter of the patch embedding, R, G, B", "f"
+    ),
+    "position_similarity": _v(
+        "patch_row patch_col other_row other_col", "1", "cosine of two position embeddings", "f"
+    ),
 }
 
 

@@ -6,4 +6,17 @@ from vitxr.analysis.classes import top_classes
 from vitxr.analysis.embed import embed
 from vitxr.analysis.equivariance import equivariance, unshift
 
-__all__ = ["embed", "equivariance", "top_classes", "unshift"]
+__all__ = [
+    "attention_distance",
+    "attention_entropy",
+    "attention_map",
+    "attention_rollout",
+    "embed",
+    "equivariance",
+    "mass_mask",
+    "patch_filters",
+    "position_similarity",
+    "relevance",
+    "top_classes",
+    "unshift",
+]

@@ -44,6 +44,7 @@ def provenance(
         "patch_height": model.patch[0],
         "patch_width": model.patch[1],
         "prefix_tokens": len(model.prefix),
+        "prefix_names": ", ".join(model.prefix),
     }
 
 
