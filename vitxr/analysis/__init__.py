@@ -1,10 +1,19 @@
-"""What is to be seen: embeddings of factors, and what the model takes images for."""
+"""What factors and activations show: manifolds, attention, equivariance, classes."""
 
 from __future__ import annotations
 
+from vitxr.analysis.attention import (
+    attention_distance,
+    attention_entropy,
+    attention_map,
+    attention_rollout,
+    mass_mask,
+)
 from vitxr.analysis.classes import top_classes
 from vitxr.analysis.embed import embed
 from vitxr.analysis.equivariance import equivariance, unshift
+from vitxr.analysis.relevance import relevance
+from vitxr.analysis.weights import patch_filters, position_similarity
 
 __all__ = [
     "attention_distance",

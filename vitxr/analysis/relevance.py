@@ -114,7 +114,8 @@ def relevance(
     numbers_of = _classes(model, classes)
     lattice = no_shifts() if shifts is None else shifts.lattice(*model.input_size)
     offsets = np.stack(np.broadcast_arrays(*_offsets(lattice)), -1)
-    coords = coordinates(stim, model, (), ("relevance",), lattice, {})
+    row = {"relevance": VARIABLES["relevance"]}
+    coords = coordinates(stim, model, (), row, {"relevance": model.grid}, lattice, {})
 
     def frames() -> Iterator[np.ndarray]:
         for image in range(stim.sizes["image"]):
