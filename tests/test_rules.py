@@ -284,6 +284,11 @@ F = factorize(T, 2, max_iter=5)
     [
         ({"nonnegative": "neurons"}, ArgumentError, "nonnegative names 'neurons'.*neuron, image"),
         ({"nonnegative": 3}, ArgumentError, "nonnegative names 3"),
+        (
+            {"nonnegative": {"image": False}},
+            ArgumentError,
+            "nonnegative is {'image': False}; expected the names of the dimensions it is for",
+        ),
         ({"fixed": "image"}, ArgumentError, "fixed is image, and there is no start"),
         ({"fixed": T.dims, "start": F}, ArgumentError, "fixed names all of neuron, image, shift"),
         ({"sparsity": 0.1}, ArgumentError, "expected weights by dimension"),

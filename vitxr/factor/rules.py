@@ -215,7 +215,7 @@ def in_one_form(options: Mapping[str, Any]) -> dict[str, Any]:
             given = given.tolist()
         if isinstance(given, str):
             out[name] = (given,)
-        elif isinstance(given, Iterable):
+        elif isinstance(given, Iterable) and not isinstance(given, Mapping):
             out[name] = tuple(sorted(map(str, given)))
     return out
 
@@ -248,6 +248,11 @@ def _told(option: object) -> Any:
 def _dims(dims: Sequence[str], name: str, given: Any) -> tuple[str, ...]:
     """Check names of dimensions; one may stand by itself."""
     names = [given] if isinstance(given, str) else given
+    if isinstance(given, Mapping):
+        raise ArgumentError(
+            f"{name} is {given!r}; expected the names of the dimensions it is for, of "
+            f"{', '.join(dims)}."
+        )
     try:
         unknown = [d for d in names if d not in dims]
     except TypeError:

@@ -12,8 +12,9 @@ import xarray as xr
 
 from vitxr.errors import DataError
 from vitxr.factor import blocks
-from vitxr.factor.masks import Masked, fingerprint, places
+from vitxr.factor.masks import Masked
 from vitxr.factor.same import label_at
+from vitxr.factor.words import fingerprint, places
 from vitxr.names import unwritten
 
 __all__ = ["scan"]
