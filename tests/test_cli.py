@@ -109,6 +109,7 @@ def test_failures_are_one_message_and_status_1(folder, capsys, args, message):
         ["extract"],
         ["demo", "--colour"],
         ["extract", "a", "b.zarr", "--layers", "x"],
+        ["extract", "a", "b.zarr", "--size", "10x"],
         ["factorize", "a", "b.nc", "--layer", "0"],
     ],
 )
@@ -117,6 +118,14 @@ def test_usage_is_status_2(args, capsys):
         main(args)
     assert stop.value.code == 2
     assert "usage: vitxr" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", ["10x", "x", "10,20", "1x2x3", "-4", "224 x 224", ""])
+def test_a_size_that_is_none(size, capsys):
+    with pytest.raises(SystemExit):
+        main(["extract", "a", "b.zarr", f"--size={size}"])
+    said = f"argument --size: {size!r}: expected 224 or 224x224 (height x width)"
+    assert said in capsys.readouterr().err
 
 
 def test_help_of_every_command(capsys):

@@ -91,6 +91,11 @@ def test_refused_where_it_is_not_defined():
     with pytest.raises(DataError, match="has 2 dimensions, and it takes three"):
         core_consistency(matrix, model_of(matrix, 2, 0))
     f = model_of(t, 2, 0)
+    for wrong in (t, f.neuron_factor):
+        with pytest.raises(ArgumentError, match=r"the factors are a DataArray; .* t\.vit\.fact"):
+            core_consistency(t, wrong)
+    with pytest.raises(ArgumentError, match=r"are a DataTree; .* tree\.vit\.best\(rank\)"):
+        core_consistency(t, xr.DataTree())
     with pytest.raises(ArgumentError, match="replicate dimension: select one"):
         core_consistency(t, f.expand_dims(replicate=2))
     with pytest.raises(DataError, match=r"image_factor \(image: 3, component\); the Dataset has"):

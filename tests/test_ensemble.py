@@ -1,7 +1,10 @@
 """Ensembles: seeds, alignment against brute force, the tree and its children."""
 
+import importlib
 import itertools
 import json
+import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -12,7 +15,16 @@ from scipy.optimize import linear_sum_assignment
 
 from vitxr.analysis import embed
 from vitxr.errors import ArgumentError, DataError
-from vitxr.factor import align, factor_match_score, factorize, fit_ensemble, methods, similarity
+from vitxr.factor import (
+    align,
+    factor_match_score,
+    factorize,
+    fit_ensemble,
+    fits,
+    methods,
+    similarity,
+)
+from vitxr.factor.interrupts import held
 from vitxr.names import validate
 
 DIMS = ("neuron", "image", "shift")
@@ -345,6 +357,88 @@ def test_interrupted_keeps_what_has_converged(tensor, monkeypatch):
         fit_ensemble(tensor, 2, replicates=2, progress=False)
     with pytest.raises(KeyboardInterrupt):
         factorize(tensor, 2)
+
+
+def signalling(monkeypatch, where, number=signal.SIGINT):
+    """Send this process a signal when a function of the ensemble is called."""
+    module, name = where.rsplit(".", 1)
+    real = getattr(importlib.import_module(module), name)
+
+    def call(*args, **given):
+        signal.raise_signal(number)
+        return real(*args, **given)
+
+    monkeypatch.setattr(where, call)
+
+
+@pytest.mark.parametrize("where", ["ensemble.assemble", "fits.label", "fits._stack"])
+def test_ctrl_c_after_the_fits_loses_none(tensor, tree, where, monkeypatch):
+    signalling(monkeypatch, f"vitxr.factor.{where}")
+    with pytest.warns(RuntimeWarning, match="when all fits were finished: the ensemble is whole"):
+        again = fit_ensemble(tensor, [2, 3], replicates=3, random_state=8, progress=False)
+    assert again.attrs["interrupted"] == 0
+    for name in ("objective", "similarity", "best_replicate"):
+        np.testing.assert_array_equal(again[name], tree[name])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("where", ["ensemble.shuffle", "fits.similarity"])
+def test_ctrl_c_among_the_floors_keeps_the_fits(tensor, tree, where, monkeypatch):
+    calls, real = [], fits.fit_shuffled
+
+    def fit_shuffled(*args):
+        calls.append(1)
+        with monkeypatch.context() as patch:
+            if where == "fits.similarity":  # of the floors, not of the assembly
+                signalling(patch, f"vitxr.factor.{where}")
+            return real(*args)
+
+    monkeypatch.setattr("vitxr.factor.ensemble.fit_shuffled", fit_shuffled)
+    if where == "ensemble.shuffle":
+        signalling(monkeypatch, f"vitxr.factor.{where}")
+    with pytest.warns(RuntimeWarning, match="the floors are left out: they were interrupted"):
+        again = fit_ensemble(
+            tensor, [2, 3], replicates=3, random_state=8, progress=False, floors=True
+        )
+    assert "shuffled_objective" not in again
+    np.testing.assert_array_equal(again.objective, tree.objective)
+
+
+def raise_error_after(number):
+    signal.raise_signal(number)
+    raise DataError("of its own")
+
+
+def test_signals_are_held_and_handed_on(monkeypatch):
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    try:
+        with held() as came:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            assert seen == []
+        assert came == [signal.SIGTERM, signal.SIGINT, signal.SIGINT]
+        assert seen == [signal.SIGTERM]
+        with pytest.raises(DataError), held():
+            raise_error_after(signal.SIGINT)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with held() as came:
+            signal.raise_signal(signal.SIGINT)
+        assert came == []
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_only_the_main_thread_holds_signals(tensor):
+    with ThreadPoolExecutor(1) as pool:
+        given = {"replicates": 2, "max_iter": 5, "progress": False}
+        tree = pool.submit(fit_ensemble, tensor, 2, **given).result()
+    assert tree.objective.shape == (1, 2)
 
 
 def test_fits_that_break_down_are_marked(tensor, monkeypatch):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitxr.errors import ArgumentError, DataError
-from vitxr.factor import METHODS, blocks, checks, factorize, hals
+from vitxr.factor import METHODS, blocks, checks, factorize, hals, methods
 from vitxr.names import validate
 
 RUN = {"max_iter": 30, "tol": 1e-4}
@@ -233,12 +233,13 @@ def test_the_backend_is_numpy_and_restored():
     np.testing.assert_array_equal(f.weight, expected.weight)
 
 
-def test_progress_shows_iterations(capsys):
-    factorize(neuron_tensor(), 2, max_iter=5, tol=0, progress=True)
+def test_progress_shows_iterations(capsys, monkeypatch):
+    monkeypatch.setattr(methods, "SHOWN_AFTER", 0)
+    factorize(neuron_tensor(), 2, max_iter=5, tol=0)
     shown = capsys.readouterr().err
     assert "ncp_hals rank 2" in shown
     assert "objective=0." in shown
-    factorize(neuron_tensor(), 2, max_iter=5, tol=0)
+    factorize(neuron_tensor(), 2, max_iter=5, tol=0, progress=False)
     assert capsys.readouterr().err == ""
 
 
@@ -258,6 +259,9 @@ T = neuron_tensor()
     ("arguments", "message"),
     [
         ({"method": "ncp_hal"}, r"unknown method 'ncp_hal'; did you mean 'ncp_hals'"),
+        ({"method": "nmf"}, r"unknown method 'nmf'; did you mean 'ncp_hals'\? There are: ncp_hals"),
+        ({"method": "CP"}, r"unknown method 'CP'; did you mean 'parafac' or 'ncp_hals'\?"),
+        ({"method": "NCP_HALS"}, r"did you mean 'ncp_hals'"),
         ({"method": "hals"}, r"There are: ncp_hals, parafac"),
         ({"method": ["parafac"]}, "unknown method"),
         ({"rank": 0}, "rank is 0; ncp_hals expects one integer"),

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vitxr
-from vitxr.errors import StoreError
-from vitxr.store import location
-from vitxr.store.location import Location, aligned
+from vitxr.errors import ArgumentError, StoreError
+from vitxr.store import local
+from vitxr.store.local import aligned
+from vitxr.store.location import Location
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="Linux only")
 
@@ -114,10 +116,26 @@ def test_a_disk_that_fails(tmp_path, monkeypatch, number):
 def test_every_shard_of_an_extraction_is_written_directly(
     stim, model, tmp_path, monkeypatch, direct
 ):
-    monkeypatch.setattr(location, "_DIRECT", 4096)
+    monkeypatch.setattr(local, "_DIRECT", 4096)
     given = {"layers": [0, 2], "preprocess": "raw", "progress": False}
     ds = vitxr.extract(stim, model, store=tmp_path / "run.zarr", **given)
     shards = list((tmp_path / "run.zarr" / "activation").glob("c.*"))
     assert len(shards) == sum(at == 0 for at, _ in direct)
     lazy = vitxr.extract(stim, model, **given)
     xr.testing.assert_identical(ds.activation.compute(), lazy.activation.compute())
+
+
+def test_a_place_that_cannot_be_made():
+    if not Path("/proc/self").is_dir():
+        pytest.skip("not on a system without /proc")
+    with (
+        pytest.raises(StoreError, match=r"'/proc/x\.zarr' cannot be made.*Choose another path"),
+        Location("/proc/x.zarr").alone(),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("path", [3, None, b"run.zarr"])
+def test_a_path_that_is_none(path):
+    with pytest.raises(ArgumentError, match=r"the path is .* \((int|NoneType|bytes)\); expected"):
+        vitxr.open(path)

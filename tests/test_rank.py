@@ -49,6 +49,11 @@ def found(tensor):
     )
 
 
+@pytest.fixture(scope="module")
+def whole(tensor):
+    return choose_rank(tensor, **GIVEN)
+
+
 def test_one_labelled_dataset(found, tensor):
     validate(found, require=["core_consistency", "split_half_score", "shuffled_split_half_score"])
     assert dict(found.sizes) == {"rank": 5, "replicate": 2, "split": 2}
@@ -225,24 +230,93 @@ def test_a_dimension_named_split_is_refused(tensor):
         choose_rank(tensor.rename(shift="split"), 2)
 
 
-@pytest.mark.parametrize("call", [1, 2, 3, 7])
-def test_interrupted(tensor, call, monkeypatch):
+GIVEN = {"ranks": [1, 2], "replicates": 2, "splits": 1, "max_iter": 9, "progress": False}
+
+
+def interrupt(patch, call, when=1):
+    """Stop one of the calls that fit several models, at its so manieth callback."""
     real, calls = methods.hals.fit_models, []
 
     def fit_models(*args, **given):
         calls.append(1)
         if len(calls) == call:
+            told = []
 
             def stop(*_):
-                raise KeyboardInterrupt
+                told.append(1)
+                if len(told) == when:
+                    raise KeyboardInterrupt
 
             given["callback"] = stop
         return real(*args, **given)
 
-    monkeypatch.setattr(methods.hals, "fit_models", fit_models)
-    with pytest.raises(KeyboardInterrupt):
-        choose_rank(tensor, [1, 2], 2, splits=1, max_iter=9, progress=False)
+    patch.setattr(methods.hals, "fit_models", fit_models)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("call", "left", "missing"),
+    [
+        (2, 24, ["shuffled_objective", "split_half_score", "test_error"]),
+        (4, 20, ["split_half_score", "shuffled_split_half_score", "train_error"]),
+        (7, 4, ["train_error", "test_error"]),
+    ],
+)
+def test_interrupted_keeps_what_is_done(tensor, whole, call, left, missing, monkeypatch):
+    calls = interrupt(monkeypatch, call)
+    with pytest.warns(RuntimeWarning, match=rf"interrupted: {left} of 28 fits .* {missing[0]}"):
+        found = choose_rank(tensor, **GIVEN)
     assert len(calls) == call
+    assert found.attrs["interrupted"] == left
+    validate(found)
+    gone = [name for name, values in found.data_vars.items() if np.isnan(values).all()]
+    assert set(missing) <= set(gone)
+    for name, values in whole.data_vars.items():
+        assert (found[name].attrs.get("undefined") == "it was interrupted") == (name in gone), name
+        if name not in gone and name != "seconds":
+            np.testing.assert_array_equal(found[name], values)
+
+
+def test_interrupted_between_fits(tensor, whole, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vitxr.factor.rank.core_consistencies", stop)
+    with pytest.warns(RuntimeWarning, match=r"24 of 28 fits .* core_consistency, shuffled_obj"):
+        found = choose_rank(tensor, **GIVEN)
+    np.testing.assert_array_equal(found.objective, whole.objective)
+
+
+def test_interrupted_among_the_first_fits(tensor, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            choose_rank(tensor, **GIVEN)
+    given = {**GIVEN, "max_iter": 60}
+    ends = fit_ensemble(tensor, [1, 2], 2, max_iter=60, progress=False).iterations
+    assert len(np.unique(ends)) > 1
+    interrupt(monkeypatch, 1, when=int(4 * ends.min() + 2))
+    with pytest.warns(RuntimeWarning, match="fits are left out"):
+        found = choose_rank(tensor, **given)
+    failed = int(found.failed.sum())
+    assert 0 < failed < 4
+    assert found.attrs["interrupted"] == 24 + failed
+    assert np.isnan(found.core_consistency).all()
+
+
+def test_a_half_of_silent_neurons(tensor, capsys):
+    """The only neuron that answers is in one of the halves."""
+    silent = tensor.copy(data=np.where(np.arange(60)[:, None, None] == 7, tensor, 0))
+    with pytest.warns(RuntimeWarning, match="NaN for 2 of 2 divisions: split 0: of one half of ne"):
+        found = choose_rank(silent, [1], 2, splits=2, max_iter=9)
+    for name in ("split_half_score", "shuffled_split_half_score"):
+        assert np.isnan(found[name]).all()
+        assert "split 1: of one half of neuron, the tensor is zero" in found[name].undefined
+    for name in ("objective", "shuffled_objective", "core_consistency", "test_error"):
+        assert np.isfinite(found[name]).all()
+        assert "undefined" not in found[name].attrs
+    assert found.attrs["interrupted"] == 0
+    assert "24/24" in capsys.readouterr().err
 
 
 def test_skipping_a_dimension():

@@ -169,6 +169,42 @@ def test_reset_takes_back_what_is_damaged_and_no_more(store):
     np.testing.assert_array_equal(book.records(), before)
 
 
+def test_a_folder_in_the_place_of_a_shard_is_missing_data(store):
+    book = Ledger(Location(store))
+    (_, key, _), *_ = book.shards(4)
+    good = (store / key).read_bytes()
+    (store / key).unlink()
+    (store / key / "inside").mkdir(parents=True)
+    (store / key / "inside" / "a.txt").write_text("a")
+    found = vitxr.verify(store, progress=False)
+    assert found["problem"].values.tolist() == ["missing"]
+    assert found["key"].values.tolist() == [key]
+    assert found["unit"].values.tolist() == [4]
+    with pytest.raises(StoreError, match=rf"{key} is missing\. vitxr.verify names all"):
+        vitxr.open(store).load()
+    assert np.flatnonzero(~book.done()).tolist() == [4]
+    vitxr.verify(store, reset=True, progress=False)
+    write(book, 4)
+    book.finish()
+    assert (store / key).read_bytes() == good
+    assert vitxr.verify(store, progress=False).sizes["shard"] == 0
+
+
+def test_a_folder_in_the_place_of_a_record(store):
+    record = store / "_vitxr" / "record" / "c.2.0.0"
+    record.unlink()
+    record.mkdir()
+    found = vitxr.verify(store, progress=False)
+    assert set(found["problem"].values) == {"not recorded"}
+    assert set(found["unit"].values) == {2}
+    book = Ledger(Location(store))
+    book.forget([2])
+    assert not record.exists()
+    record.mkdir()
+    write(book, 2)
+    assert record.is_file()
+
+
 def test_reset_of_a_store_without_damage_leaves_it(store):
     assert verify(store, reset=True).attrs["damaged"] == 0
     vitxr.open(store)
@@ -355,6 +391,37 @@ def test_an_unfinished_store_is_verified(tmp_path, made):
     assert found.attrs["units"] == 9
     assert verify(store, reset=True).attrs["damaged"] == 1
     assert list(np.flatnonzero(Ledger(Location(store)).done())) == [0, 1, 2, 3]
+
+
+def test_the_command_says_what_to_do_next(store, capsys):
+    from vitxr.cli import main
+
+    command = ["verify", str(store), "--quiet"]
+    assert main(command) == 0
+    assert "All is as it was written: 9 units, " in capsys.readouterr().out
+    book = Ledger(Location(store))
+    for unit in (2, 5):
+        next((store / key).unlink() for _, key, _ in book.shards(unit))
+    assert main(command) == 1
+    assert "2 of 9 units are damaged. Take back what is with --reset" in capsys.readouterr().err
+    assert main([*command, "--reset"]) == 0
+    told = capsys.readouterr()
+    assert "2 damaged units were taken back. Run vitxr extract again, with the same" in told.out
+    assert not told.err
+    for again in ([], ["--reset"]):
+        assert main([*command, *again]) == 1
+        assert "the store is not finished. Run vitxr extract again" in capsys.readouterr().err
+    write(book, 2)
+    write(book, 5)
+    book.finish()
+    assert main(command) == 0
+    next((store / key).unlink() for _, key, _ in book.shards(0))
+    assert main([*command, "--reset"]) == 0
+    assert "1 damaged unit was taken back" in capsys.readouterr().out
+    assert main(["info", str(store)]) == 1
+    said = capsys.readouterr().err
+    assert "8 of 9 units are written. Run extract again with the same arguments" in said
+    assert "in Python, open what there is: vitxr.open(path, partial=True)" in said
 
 
 def test_progress(store, capsys):

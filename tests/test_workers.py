@@ -86,7 +86,7 @@ def test_workers_share_chunks_by_their_threads():
 
 def test_refused(client):
     t = neuron_tensor()
-    with pytest.raises(ArgumentError, match=r"client is a str; expected a dask.distributed.Client"):
+    with pytest.raises(ArgumentError, match=r"client is 'tcp.* \(str\); expected a dask.dis"):
         factorize(t.chunk(neuron=3), 2, client="tcp://10.0.0.1:8786")
     with pytest.raises(ArgumentError, match="the tensor is in this process: chunk it"):
         factorize(t, 2, client=client)
@@ -98,21 +98,15 @@ def test_refused(client):
         factorize(t.chunk(neuron=3), 2, client=client, compress=True)
 
 
-def test_a_worker_that_dies_is_an_error_that_says_so():
+def test_a_worker_that_dies_is_an_error_that_says_so(client):
     _, x = planted((80, 9, 8), 4, noise=0.3)
     lazy = da.from_array(x, chunks=(10, 9, 8))
+    pids = list(client.run(os.getpid).values())
 
-    with (
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
-        pids = list(client.run(os.getpid).values())
+    def kill(number, iteration, objective, done):
+        if iteration == 3 and number == 0:
+            os.kill(pids[0], signal.SIGKILL)
 
-        def kill(number, iteration, objective, done):
-            if iteration == 3 and number == 0:
-                os.kill(pids[0], signal.SIGKILL)
-
-        with pytest.raises(DataError, match=r"the worker tcp://.* died, and with it its rows"):
-            fit(lazy, client=client, callback=kill, tol=0, max_iter=50)
+    # The last test: its cluster lacks a worker from here on, or has a new one.
+    with pytest.raises(DataError, match=r"the worker tcp://.* died, and with it its rows"):
+        fit(lazy, client=client, callback=kill, tol=0, max_iter=50)

@@ -251,7 +251,7 @@ class VitArray(_Hints):
         random_state: int = 0,
         tol: float = 1e-5,
         max_iter: int = 500,
-        progress: bool = False,
+        progress: bool = True,
         **options: Any,
     ) -> xr.Dataset:
         """Factorize into labelled factors, by nonnegative CP unless told otherwise.

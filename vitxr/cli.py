@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+#: Feature maps that are factorized by default.
+_MAPS = 20
+
 _EPILOG = """\
 examples:
   vitxr demo                                     the whole analysis on the bundled model
@@ -163,10 +166,10 @@ def _modules(text: str) -> dict[str, str]:
 
 
 def _size(text: str) -> int | tuple[int, int]:
-    numbers = _numbers(text.replace("x", ","))
-    if len(numbers) > 2:
+    parts = text.split("x")
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r}: expected 224 or 224x224 (height x width)")
-    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+    return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
 
 
 def _batch(text: str) -> int | str:
@@ -333,7 +336,8 @@ def _factorize(commands: Any) -> None:
         "factorize",
         _run_factorize,
         "Factorize the neuron tensor of one block. One rank and one replicate give factors, more "
-        "give an ensemble.",
+        "give an ensemble. A tensor of more than half of the memory that is available is not "
+        "loaded: each iteration of ncp_hals reads it from the store.",
     )
     add = parser.add_argument
     add("store", help="store that vitxr extract wrote")
@@ -350,14 +354,15 @@ def _factorize(commands: Any) -> None:
     add(
         "--feature-maps",
         type=_maps,
-        default=20,
-        help="maps kept: a count (the most active), a list of channels (one: 3,) or all",
+        default=argparse.SUPPRESS,
+        help="maps kept: a count (the most active), a list of channels (one: 3,) or all; 20 if not "
+        "given, or all of a store that keeps fewer",
     )
     add(
         "--ranking",
         choices=["first_frame", "mean"],
         default="first_frame",
-        help="what the count ranks by",
+        help="what the count ranks by; mean needs a store of all maps",
     )
     add("--matrix", action="store_true", help="factorize the mean over shifts (neuron x image)")
     add("--method", default="ncp_hals", help="ncp_hals, or a tensorly decomposition by its name")
@@ -382,6 +387,7 @@ def _run_factorize(args: argparse.Namespace) -> None:
     import xarray as xr
 
     import vitxr
+    from vitxr.factor.interrupts import held
 
     if args.output.exists():
         raise ArgumentError(f"{str(args.output)!r} exists: name another file, or delete it.")
@@ -402,8 +408,7 @@ def _run_factorize(args: argparse.Namespace) -> None:
             f"{str(args.store)!r} holds a {type(ds).__name__}; expected a store of activations "
             "that vitxr extract wrote."
         )
-    make = ds.vit.neuron_matrix if args.matrix else ds.vit.neuron_tensor
-    t = make(layer=args.layer, feature_maps=args.feature_maps, ranking=args.ranking).compute()
+    t = _loaded(_tensor(ds, args))
     options = {
         "method": args.method,
         "random_state": args.seed,
@@ -419,7 +424,11 @@ def _run_factorize(args: argparse.Namespace) -> None:
         options |= {"floors": args.floors, "resume": resume}
         result = t.vit.fit_ensemble(args.rank, replicates=args.replicates, **options)
         print(result.to_dataset()[["objective", "similarity"]].to_dataframe().to_string())
-    vitxr.save(result, args.output)
+        if args.resume:
+            reused, fits = result.attrs["reused"], result["failed"].size
+            print(f"{reused} of {fits} fits are those of {args.resume}, {fits - reused} are new")
+    with held():  # what took hours to fit is not lost by a Ctrl-C more
+        vitxr.save(result, args.output)
     print(f"Written to {args.output}")
     missing = args.floors and "shuffled_objective" not in result
     if result.attrs.get("interrupted") or missing:
@@ -430,13 +439,52 @@ def _run_factorize(args: argparse.Namespace) -> None:
         )
 
 
+def _tensor(ds: xr.Dataset, args: argparse.Namespace) -> xr.DataArray:
+    """Make the neuron tensor or matrix, lazily; say so if not given how many feature maps."""
+    options: dict[str, Any] = {"layer": args.layer, "ranking": args.ranking}
+    if "feature_maps" in args:
+        options["feature_maps"] = args.feature_maps
+    elif (have := ds.sizes.get("feature_map", _MAPS)) < _MAPS:
+        print(f"All {have} feature maps, which is what the store keeps")
+        options["feature_maps"] = None
+    else:
+        print(f"{_MAPS} of {have} feature maps; --feature-maps takes others")
+        options["feature_maps"] = _MAPS
+    return ds.vit.neuron_matrix(**options) if args.matrix else ds.vit.neuron_tensor(**options)
+
+
+def _loaded(t: xr.DataArray) -> xr.DataArray:
+    """Load a tensor into memory where that leaves as much again for the fits."""
+    available = _available()
+    if available is not None and 2 * t.nbytes <= available:
+        return t.compute()
+    room = "" if available is None else f", and {_bytes(available)} of memory are available"
+    print(f"The tensor has {_bytes(t.nbytes)}{room}: it is not loaded")
+    return t
+
+
+def _available() -> int | None:
+    """Bytes of memory that are available to this process; None where nobody can tell."""
+    found = []
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        known = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        found.append(int(known["MemAvailable"].split()[0]) * 1024)
+    if not found and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):  # not on Windows
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container
+        with contextlib.suppress(OSError, ValueError):
+            found.append(int(Path("/sys/fs/cgroup", limit).read_text()))
+    return min(found, default=None)
+
+
 def _verify(commands: Any) -> None:
     parser = _command(
         commands,
         "verify",
         _run_verify,
         "Check every byte of a store against the checksums written with it. Exit status 1 if "
-        "anything is missing, cut short, altered or not written yet.",
+        "anything is missing, cut short, altered or not written yet; with --reset, 0 when all that "
+        "is damaged was taken back.",
     )
     parser.add_argument("store", help="store that vitxr extract wrote, finished or not")
     parser.add_argument(
@@ -457,14 +505,16 @@ def _run_verify(args: argparse.Namespace) -> None:
         return
     rows = found.to_dataframe().sort_values("unit")
     print(rows[["problem", "unit", "image", "shift_y", "layer", "key"]].to_string(index=False))
-    damaged, again = found.attrs["damaged"], "the same vitxr extract again"
+    damaged, units, again = found.attrs["damaged"], found.attrs["units"], "vitxr extract again"
     if not damaged:
         raise StoreError(f"the store is not finished. Run {again} to write what is missing.")
+    said = "1 damaged unit was" if damaged == 1 else f"{damaged} damaged units were"
     if args.reset:
-        raise StoreError(f"{damaged} damaged units were taken back. Run {again} to write them.")
+        print(f"{said} taken back. Run {again}, with the same arguments, to write what is missing.")
+        return
     raise StoreError(
-        f"{damaged} of {found.attrs['units']} units are damaged. Take them back with --reset, and "
-        f"run {again} to write them anew."
+        f"{damaged} of {units} {'unit is' if units == 1 else 'units are'} damaged. Take back what "
+        f"is with --reset, and run {again}, with the same arguments, to write it anew."
     )
 
 
@@ -513,11 +563,11 @@ def _sizes(result: xr.DataArray | xr.Dataset | xr.DataTree) -> str:
 
 
 def _bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.4g} {unit}"
-        count /= 1024
-    return f"{count:,.1f} GiB"
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def factorize_aligned(
     t
         Tensor with three dims, one of them the stacked ``shift``, whose lattice closes after one
         period along both axes: then a roll is a circular shift of the image. Nonnegative. A Dask
-        tensor larger than 2 GiB is read from its chunks in each iteration.
+        tensor larger than 2.1 GB is read from its chunks in each iteration.
     rank
         Number of components.
     random_state

@@ -56,6 +56,14 @@ METHODS: dict[str, Method] = {
     "non_negative_tucker_hals": Method("tucker", True, "nonnegative Tucker by HALS"),
 }
 
+#: What others call them.
+ELSEWHERE: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("nmf", "ntf", "nncp", "ncp", "tca"), ("ncp_hals",)),
+    **dict.fromkeys(("cp", "cpd", "als", "candecomp"), ("parafac", "ncp_hals")),
+    **dict.fromkeys(("hosvd", "hooi"), ("tucker",)),
+    "ntd": ("non_negative_tucker_hals", "non_negative_tucker"),
+}
+
 #: A Dask tensor of at most this many bytes is read into memory once; a larger one in each pass.
 IN_MEMORY_BYTES = 2 << 30
 
@@ -142,7 +150,8 @@ def check_arguments(
 ) -> dict[str, Any]:
     """Check all that does not depend on the tensor; return the options with defaults filled in."""
     if not isinstance(method, str) or method not in METHODS:
-        near = difflib.get_close_matches(str(method), METHODS, n=3, cutoff=0.4)
+        said = str(method).lower()
+        near = ELSEWHERE.get(said) or difflib.get_close_matches(said, METHODS, n=3, cutoff=0.4)
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise ArgumentError(f"unknown method {method!r}; {hint}There are: {', '.join(METHODS)}.")
     if not is_int(random_state) or not 0 <= random_state < 2**32:

@@ -64,7 +64,8 @@ def core_consistency(t: xr.DataArray, f: xr.Dataset) -> float:
     ------
     ArgumentError
         If the model has more components than a dimension has entries (the factor then has no
-        left inverse, and the core is not determined), or there is a ``replicate`` dimension.
+        left inverse, and the core is not determined), there is a ``replicate`` dimension, or
+        the factors are no Dataset.
     DataError
         If the tensor has fewer than three dimensions (the factors of a matrix may be rotated into
         one another), or holds values that are not finite (there is no core of observed entries
@@ -85,6 +86,12 @@ def core_consistency(t: xr.DataArray, f: xr.Dataset) -> float:
     True
     """
     check_labels(t)
+    if not isinstance(f, xr.Dataset):
+        of = ", one of its ranks, tree.vit.best(rank)" if isinstance(f, xr.DataTree) else ""
+        raise ArgumentError(
+            f"the factors are a {type(f).__name__}; expected the Dataset of a CP model, as "
+            f"t.vit.factorize(rank) gives it{of}."
+        )
     if "replicate" in f.dims:
         raise ArgumentError(
             "the factors have a replicate dimension: select one, f.sel(replicate=0)."

@@ -170,7 +170,7 @@ class DeviceRows:
         if least > free:
             raise DataError(
                 f"{columns} components of all models side by side, with one block of the tensor, "
-                f"need {least / 2**30:.3g} GiB on {self._device}, of which {free / 2**30:.3g} GiB "
+                f"need {least / 1e9:.3g} GB on {self._device}, of which {free / 1e9:.3g} GB "
                 "are free: fit fewer models at a time, free memory there, or leave device out."
             )
         return False

@@ -12,6 +12,7 @@ import xarray as xr
 from vitxr.errors import ArgumentError, DataError
 from vitxr.factor import checks
 from vitxr.factor.fits import assemble, check_models, fit_jobs, fit_shuffled, seeds, teller
+from vitxr.factor.interrupts import held
 from vitxr.factor.methods import INTERRUPTED
 from vitxr.factor.resume import kept
 from vitxr.factor.shuffle import shuffle
@@ -90,12 +91,15 @@ def fit_ensemble(
         With ``floors`` the root has ``shuffled_objective``, ``shuffled_similarity`` and
         ``shuffled_factor_match_score``, of the last two NaN for the best replicate. Attributes
         are those of a fit, ``random_state``, the ``norm`` of the tensor, ``interrupted`` (how
-        many fits Ctrl-C has left without a model), and with floors ``shuffle_seed``.
+        many fits Ctrl-C has left without a model), ``reused`` (how many are those of ``resume``),
+        and with floors ``shuffle_seed``.
 
     Warns
     -----
     RuntimeWarning
-        If fits have failed, but not all; if floors were interrupted.
+        If fits have failed, but not all; if floors were interrupted; if Ctrl-C came when all
+        fits were finished (they are put together all the same, and returned); before anything is
+        fitted if none of the fits of ``resume`` is of use.
 
     Raises
     ------
@@ -151,6 +155,15 @@ def fit_ensemble(
     missing = [i for i, f in enumerate(have) if f is None]
     total = len(jobs) * (1 + bool(floors))
     done = len(jobs) - len(missing)
+    if resume is not None and not done:
+        warnings.warn(
+            f"none of the fits of the ensemble to resume is of use, and all {len(jobs)} are made "
+            f"anew: {_contents(resume)}; wanted: ranks {', '.join(map(str, checked))} with "
+            f"{replicates} {'replicate' if replicates == 1 else 'replicates'}, {max_iter} "
+            "iterations at most.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     bar = tqdm(total=total, initial=done, desc=method, unit="fit", disable=not progress, miniters=0)
     with bar:
         new, failures, interrupted = fit_jobs(
@@ -166,9 +179,21 @@ def fit_ensemble(
         shuffled = None
         shuffle_seed = seeds(random_state, 0, 1)[0]
         if floors and not interrupted:
-            mixed = shuffle(tensor.labelled.copy(data=tensor.data), shuffle_seed)
-            null = checks.prepare(mixed, method, options)
-            shuffled = fit_shuffled(null, jobs, settings, teller(bar, jobs))
+            try:
+                mixed = shuffle(tensor.labelled.copy(data=tensor.data), shuffle_seed)
+                null = checks.prepare(mixed, method, options)
+                shuffled = fit_shuffled(null, jobs, settings, teller(bar, jobs))
+            except KeyboardInterrupt:  # the fits themselves are there
+                interrupted = True
+    with held() as late:
+        tree = assemble(tensor, fits, replicates, settings, int(random_state))
+        tree.attrs["interrupted"] = failures.count(INTERRUPTED)
+        tree.attrs["reused"] = done
+        if shuffled is not None:
+            dims = ("rank", "replicate")
+            added = {k: (dims, values, VARIABLES[k].attrs) for k, values in shuffled.items()}
+            tree.dataset = tree.to_dataset().assign(added)
+            tree.attrs["shuffle_seed"] = shuffle_seed
     if floors and shuffled is None:
         warnings.warn(
             "the floors are left out: they were interrupted, or the fits before them. "
@@ -184,14 +209,25 @@ def fit_ensemble(
             RuntimeWarning,
             stacklevel=2,
         )
-    tree = assemble(tensor, fits, replicates, settings, int(random_state))
-    tree.attrs["interrupted"] = failures.count(INTERRUPTED)
-    if shuffled is not None:
-        dims = ("rank", "replicate")
-        added = {k: (dims, values, VARIABLES[k].attrs) for k, values in shuffled.items()}
-        tree.dataset = tree.to_dataset().assign(added)
-        tree.attrs["shuffle_seed"] = shuffle_seed
+    elif (interrupted or late) and not (floors and shuffled is None):
+        warnings.warn(
+            "interrupted when all fits were finished: the ensemble is whole.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return tree
+
+
+def _contents(ensemble: xr.DataTree) -> str:
+    """Say which fits of an ensemble have a model, and converged."""
+    root = ensemble.to_dataset()
+    whole = np.isfinite(root["objective"])
+    return (
+        f"it has ranks {', '.join(map(str, root['rank'].values))} with {root.sizes['replicate']} "
+        f"{'replicate' if root.sizes['replicate'] == 1 else 'replicates'}, of which "
+        f"{int(whole.sum())} have a model and {int((whole & root['converged']).sum())} converged "
+        f"within {ensemble.attrs['max_iter']} iterations"
+    )
 
 
 def best(ensemble: xr.DataTree, rank: int) -> xr.Dataset:

@@ -13,6 +13,7 @@ import xarray as xr
 from vitxr.errors import ArgumentError
 from vitxr.factor import checks
 from vitxr.factor.compare import align, congruence, factor_match_score, similarity
+from vitxr.factor.interrupts import held
 from vitxr.factor.labels import label
 from vitxr.factor.methods import fit
 from vitxr.factor.resume import merged_versions
@@ -115,7 +116,10 @@ def fit_jobs(
     settings: dict[str, Any],
     tell: Tell | None = None,
 ) -> tuple[list[xr.Dataset], list[str], bool]:
-    """Fit a model for each rank and seed: factors, reasons of failures, whether interrupted."""
+    """Fit a model for each rank and seed: factors, reasons of failures, whether interrupted.
+
+    An interruption while the fits are labelled comes too late to end one, and is only told.
+    """
     if not jobs:
         return [], [], False
     options = settings["options"]
@@ -124,7 +128,9 @@ def fit_jobs(
         tensor, [(rank,) for rank, _ in jobs], [seed for _, seed in jobs], *limits, options, tell
     )
     failures = [one.failure for one in found if one.failure]
-    return label(tensor, found, *limits, options), failures, interrupted
+    with held() as late:
+        fits = label(tensor, found, *limits, options)
+    return fits, failures, interrupted or bool(late)
 
 
 def least(objectives: Sequence[float]) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from vitxr.errors import DataError
 from vitxr.factor import checks
 from vitxr.factor.compare import factor_match_score
 from vitxr.factor.fits import Tell, fit_jobs, least
@@ -39,7 +40,7 @@ def split_half(
     settings: dict[str, Any],
     seed: int,
     tell: Tell | None = None,
-) -> Array:
+) -> tuple[Array, str]:
     """Fit two random halves of the neurons apart, and compare their other factors.
 
     Of each half and rank the fit of least objective counts. The score is the factor match score
@@ -61,23 +62,28 @@ def split_half(
 
     Returns
     -------
-    numpy.ndarray
-        A score for each rank, in the order of the jobs. NaN where no fit of a half has a model.
+    scores
+        One for each rank, in the order of the jobs. NaN where no fit of a half has a model, and
+        of all ranks where a half cannot be fitted.
+    why
+        Why a half cannot be fitted, as when all of its neurons are silent; empty where both can.
     """
     ranks = list(dict.fromkeys(rank for rank, _ in jobs))
     each = len(jobs) // len(ranks)
     models: list[list[xr.Dataset | None]] = []
     for half in halves(t, seed):
-        tensor = checks.prepare(half, settings["method"], settings["options"])
+        try:
+            tensor = checks.prepare(half, settings["method"], settings["options"])
+        except DataError as error:
+            return np.full(len(ranks), np.nan), f"of one half of {t.dims[0]}, {error}"
         fits, _, interrupted = fit_jobs(tensor, jobs, settings, tell)
         if interrupted:
             raise KeyboardInterrupt
         own = [fits[i : i + each] for i in range(0, len(fits), each)]
         chosen = [least([float(f["objective"]) for f in of_rank]) for of_rank in own]
         models.append([own[i][k] if k >= 0 else None for i, k in enumerate(chosen)])
-    return np.array(
-        [
-            np.nan if f is None or g is None else factor_match_score(f, g, skip=t.dims[0])
-            for f, g in zip(*models, strict=True)
-        ]
-    )
+    scores = [
+        np.nan if f is None or g is None else factor_match_score(f, g, skip=t.dims[0])
+        for f, g in zip(*models, strict=True)
+    ]
+    return np.array(scores), ""

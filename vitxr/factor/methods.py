@@ -30,6 +30,8 @@ from vitxr.factor.rules import read_rules, start_factors
 
 __all__ = ["factorize", "fit"]
 
+#: Seconds after which the bar of one fit is shown.
+SHOWN_AFTER = 1.0
 #: Why a fit has no model.
 INTERRUPTED = "it was interrupted"
 
@@ -41,7 +43,7 @@ def factorize(
     random_state: int = 0,
     tol: float = 1e-5,
     max_iter: int = 500,
-    progress: bool = False,
+    progress: bool = True,
     **options: Any,
 ) -> xr.Dataset:
     r"""Factorize a labelled tensor, and keep the labels.
@@ -63,7 +65,7 @@ def factorize(
     t
         Tensor with two or more dimensions of any names; of a neuron tensor ``neuron`` comes
         first. Integers become float32 (up to 16 bits) or float64, float16 becomes float32;
-        float32 stays float32. With "ncp_hals" a Dask tensor larger than 2 GiB is read from its
+        float32 stays float32. With "ncp_hals" a Dask tensor larger than 2.1 GB is read from its
         chunks in each iteration, and a few times besides: store it before. It is walked over
         along the dimension that its chunks divide most. A smaller one, or any one for the other
         methods, is read into memory once.
@@ -83,7 +85,8 @@ def factorize(
     max_iter
         Most iterations.
     progress
-        Show a bar over iterations ("ncp_hals" only; tensorly's functions have none).
+        Show a bar over iterations if the fit takes longer than a second ("ncp_hals" only;
+        tensorly's functions have none).
     **options
         Of tensorly's methods further arguments. ``constrained_parafac`` is nonnegative unless
         constraints are given; ``randomised_parafac`` draws ``n_samples = 10 R log(R + 1)`` rows,
@@ -169,7 +172,8 @@ def factorize(
     if method == "ncp_hals" and options.get("start") is not None:
         start_factors(t, options["start"], ranks[0], read_rules(t, options))  # before it is read
     tensor = prepare(t, method, options)
-    bar = tqdm(total=max_iter, desc=f"{method} rank {rank}", disable=not progress)
+    hidden = not progress or method != "ncp_hals"
+    bar = tqdm(total=max_iter, desc=f"{method} rank {rank}", disable=hidden, delay=SHOWN_AFTER)
 
     def show(_: int, iteration: int, objective: float, done: bool) -> None:
         bar.set_postfix(objective=f"{objective:.6f}", refresh=False)

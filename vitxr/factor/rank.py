@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,27 @@ from vitxr.factor.consistency import core_consistencies, why_undefined
 from vitxr.factor.fits import assemble, check_models, fit_jobs, fit_shuffled, seeds, teller
 from vitxr.factor.halves import split_half
 from vitxr.factor.held_out import held_out
+from vitxr.factor.interrupts import held
+from vitxr.factor.methods import INTERRUPTED
 from vitxr.factor.shuffle import shuffle
 from vitxr.names import VARIABLES
 
 __all__ = ["choose_rank"]
+
+#: What it computes besides an ensemble, and over which dimensions.
+CRITERIA: dict[str, tuple[str, ...]] = {
+    name: VARIABLES[name].dims[0]
+    for name in (
+        "core_consistency",
+        "shuffled_objective",
+        "shuffled_similarity",
+        "shuffled_factor_match_score",
+        "split_half_score",
+        "shuffled_split_half_score",
+        "train_error",
+        "test_error",
+    )
+}
 
 
 def choose_rank(
@@ -83,8 +102,16 @@ def choose_rank(
         ``best_replicate(rank)``; ``split_seed(split)``. Core consistency
         is NaN where it is not defined, and its attribute ``undefined`` says why; so are the
         errors of methods other than "ncp_hals", which take no masks, and of a split that leaves
-        nothing of a neuron, an image or a shift, as happens where a neuron has few entries.
-        Attributes as of an ensemble.
+        nothing of a neuron, an image or a shift, as happens where a neuron has few entries; and
+        the scores of a division of which one half cannot be fitted, its neurons being silent.
+        Attributes as of an ensemble; ``interrupted`` is how many fits Ctrl-C has left out. What
+        depends on them is NaN, as its attribute ``undefined`` says, and what was computed before
+        is kept; it cannot be resumed.
+
+    Warns
+    -----
+    RuntimeWarning
+        If fits have failed, but not all; if a half cannot be fitted; if interrupted.
 
     Raises
     ------
@@ -94,7 +121,7 @@ def choose_rank(
     DataError
         As :func:`vitxr.factor.fit_ensemble`; if there are fewer than four neurons.
     KeyboardInterrupt
-        If interrupted: nothing is kept. An ensemble is, and can be resumed.
+        If interrupted before any fit was finished.
 
     Notes
     -----
@@ -144,52 +171,117 @@ def choose_rank(
     tensor = checks.prepare(t, method, options, maskable=False)
     settings = {"method": method, "tol": float(tol), "max_iter": int(max_iter), "options": options}
     jobs = [(rank, seed) for rank in checked for seed in seeds(random_state, rank, replicates)]
-    shuffle_seed, *split_seeds = seeds(random_state, 0, 1 + splits)
-    masks = method == "ncp_hals"
-    total = len(jobs) * (2 * (1 + 2 * splits) + splits * masks)
+    drawn = seeds(random_state, 0, 1 + splits)
+    total = len(jobs) * (2 * (1 + 2 * splits) + splits * (method == "ncp_hals"))
+    sizes = {"rank": len(checked), "replicate": replicates, "split": splits}
+    values = {name: np.full([sizes[d] for d in dims], np.nan) for name, dims in CRITERIA.items()}
+    steps = {name: splits if "split" in dims else 1 for name, dims in CRITERIA.items()}
+    why: dict[str, list[str]] = {name: [] for name in CRITERIA}
     with tqdm(total=total, desc=method, unit="fit", disable=not progress, miniters=0) as bar:
-        tell = teller(bar, jobs)
-        fits, failures, interrupted = fit_jobs(tensor, jobs, settings, tell)
-        if interrupted:
-            raise KeyboardInterrupt
+        fits, failures, interrupted = fit_jobs(tensor, jobs, settings, teller(bar, jobs))
         if len(failures) == len(fits):
+            if interrupted:
+                raise KeyboardInterrupt
             raise DataError(failures[0])
-        found = assemble(tensor, fits, replicates, settings, int(random_state)).to_dataset()
-        consistency, reasons = _consistencies(tensor, fits)
-        del fits
-        data = tensor.labelled.copy(data=tensor.data)
-        null = checks.prepare(shuffle(data, shuffle_seed), method, options)
-        floors = fit_shuffled(null, jobs, settings, tell)
-        if floors is None:
-            raise KeyboardInterrupt
-        both = [data, null.labelled.copy(data=null.data)]
-        scores = [
-            [split_half(one, jobs, settings, seed, tell) for seed in split_seeds] for one in both
-        ]
-        if masks:
-            errors, why = _errors(tensor, jobs, settings, split_seeds, bar)
-        else:
-            errors = [np.full((2, len(jobs)), np.nan)] * splits
-            why = [f"{method} takes no masks; ncp_hals does"]
+        with held() as late:
+            found = assemble(tensor, fits, replicates, settings, int(random_state)).to_dataset()
+        interrupted = interrupted or bool(late)
+        left = total - len(jobs) + failures.count(INTERRUPTED)
+        try:
+            # What was not reached when Ctrl-C came is NaN; all before it is kept.
+            for one in () if interrupted else _criteria(tensor, fits, jobs, settings, drawn, bar):
+                where: Any = ... if one.split is None else (..., one.split)
+                values[one.name][where] = np.reshape(one.values, values[one.name][where].shape)
+                why[one.name].extend(one.why)
+                steps[one.name] -= 1
+                left -= one.fits
+        except KeyboardInterrupt:
+            interrupted = True
 
-    shape = (len(checked), replicates)
-    of_fits = {**floors, "core_consistency": np.reshape(consistency, shape)}
-    of_splits = dict(zip(("split_half_score", "shuffled_split_half_score"), scores, strict=True))
-    for name, values in of_fits.items():
-        found[name] = (("rank", "replicate"), values, VARIABLES[name].attrs)
-    for name, columns in of_splits.items():
-        found[name] = (("rank", "split"), np.stack(columns, axis=1), VARIABLES[name].attrs)
-    by_split = np.moveaxis(np.array(errors), 0, -1).reshape(2, *shape, splits)
-    for name, values in zip(("train_error", "test_error"), by_split, strict=True):
-        found[name] = (("rank", "replicate", "split"), values, VARIABLES[name].attrs)
-        if why:
-            found[name].attrs["undefined"] = "; ".join(why)
-    found["split_seed"] = ("split", np.array(split_seeds), VARIABLES["split_seed"].attrs)
+    for name, dims in CRITERIA.items():
+        found[name] = (dims, values[name], VARIABLES[name].attrs)
+        reasons = why[name] + [INTERRUPTED] * (steps[name] > 0)
+        if reasons:
+            found[name].attrs["undefined"] = "; ".join(dict.fromkeys(reasons))
+    found["split_seed"] = ("split", np.array(drawn[1:]), VARIABLES["split_seed"].attrs)
     found = found.assign_coords(split=np.arange(splits))
-    if reasons:
-        found["core_consistency"].attrs["undefined"] = "; ".join(reasons)
-    found.attrs["shuffle_seed"] = shuffle_seed
+    found.attrs["shuffle_seed"] = drawn[0]
+    found.attrs["interrupted"] = left
+    if why["split_half_score"]:
+        warnings.warn(
+            f"split_half_score is NaN for {len(why['split_half_score'])} of {splits} divisions: "
+            f"{'; '.join(why['split_half_score'])}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    if interrupted:
+        missing = ", ".join(name for name, more in steps.items() if more) or "nothing"
+        warnings.warn(
+            f"interrupted: {left} of {total} fits are left out; NaN, in whole or in part: "
+            f"{missing}.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return found
+
+
+@dataclass(frozen=True)
+class _Criterion:
+    """What was computed of a criterion: all of it, or of one split; why some of it is NaN."""
+
+    name: str
+    values: Any
+    why: Sequence[str] = ()
+    split: int | None = None
+    fits: int = 0
+
+
+def _criteria(
+    tensor: checks.Tensor,
+    fits: list[xr.Dataset],
+    jobs: Sequence[tuple[int, int]],
+    settings: dict[str, Any],
+    drawn: Sequence[int],
+    bar: Any,
+) -> Iterator[_Criterion]:
+    """Compute what an ensemble has not, one after the other."""
+    method, options, tell = settings["method"], settings["options"], teller(bar, jobs)
+    yield _Criterion("core_consistency", *_consistencies(tensor, fits))
+    fits.clear()  # their memory is for those that follow
+    data = tensor.labelled.copy(data=tensor.data)
+    null = checks.prepare(shuffle(data, drawn[0]), method, options)
+    floors = fit_shuffled(null, jobs, settings, tell)
+    if floors is None:
+        raise KeyboardInterrupt
+    for i, (name, values) in enumerate(floors.items()):
+        yield _Criterion(name, values, fits=0 if i else len(jobs))
+    shuffled = null.labelled.copy(data=null.data)
+    for name, one in (("split_half_score", data), ("shuffled_split_half_score", shuffled)):
+        for i, seed in enumerate(drawn[1:]):
+            before = bar.n
+            scores, reason = split_half(one, jobs, settings, seed, tell)
+            if reason:
+                bar.update(before + 2 * len(jobs) - bar.n)
+            why = [f"split {i}: {reason}"] if reason else []
+            yield _Criterion(name, scores, why, i, 2 * len(jobs))
+    for i, seed in enumerate(drawn[1:]):
+        errors = np.full((2, len(jobs)), np.nan)
+        reason = ""
+        if method != "ncp_hals":
+            reason = f"{method} takes no masks; ncp_hals does"
+        else:
+            try:
+                errors = np.asarray(held_out(tensor, jobs, settings, seed, tell))
+            except DataError:
+                bar.update(len(jobs))
+                reason = (
+                    f"split {i}: one entry in ten held out leaves nothing of a slice of the "
+                    "tensor, of which there are too few entries"
+                )
+        why = [reason] if reason else []
+        count = len(jobs) * (method == "ncp_hals")
+        yield _Criterion("train_error", errors[0], why, i, count)
+        yield _Criterion("test_error", errors[1], why, i)
 
 
 def _check_splits(t: xr.DataArray, ranks: Sequence[int], splits: int, method: str) -> None:
@@ -211,29 +303,6 @@ def _check_splits(t: xr.DataArray, ranks: Sequence[int], splits: int, method: st
             checks.check_rank(t.isel({dim: slice(n // 2)}), rank, method)
         except ArgumentError as error:
             raise ArgumentError(f"of half of {dim}: {error}") from None
-
-
-def _errors(
-    tensor: checks.Tensor,
-    jobs: Sequence[tuple[int, int]],
-    settings: dict[str, Any],
-    split_seeds: Sequence[int],
-    bar: Any,
-) -> tuple[list[Any], list[str]]:
-    """Errors of each split, NaN where it leaves nothing of a slice, and reasons why they are."""
-    errors: list[Any] = []
-    why: list[str] = []
-    for i, seed in enumerate(split_seeds):
-        try:
-            errors.append(held_out(tensor, jobs, settings, seed, teller(bar, jobs)))
-        except DataError:
-            errors.append(np.full((2, len(jobs)), np.nan))
-            why.append(
-                f"split {i}: one entry in ten held out leaves nothing of a slice of the tensor, "
-                "of which there are too few entries"
-            )
-            bar.update(len(jobs))
-    return errors, why
 
 
 def _consistencies(

@@ -43,7 +43,8 @@ def check_client(client: Any, x: Any, mask: Any) -> None:
     """Refuse what is no client, has no workers, or is given with a mask or an eager tensor."""
     if not hasattr(client, "submit") or not hasattr(client, "nthreads"):
         raise ArgumentError(
-            f"client is a {type(client).__name__}; expected a dask.distributed.Client."
+            f"client is {client!r} ({type(client).__name__}); expected a "
+            "dask.distributed.Client, such as distributed.Client(address)."
         )
     if not _addresses(client):
         raise ArgumentError("the client has no workers: start some, cluster.scale(2), or wait.")

@@ -6,10 +6,7 @@ compression by gathering, through cf-xarray, and come back as they were.
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import uuid
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ import xarray as xr
 
 from vitxr.errors import ArgumentError, StoreError
 from vitxr.names import DIMS, VARIABLES
+from vitxr.store.drafts import replacing
 from vitxr.store.layout import is_laid_out
 from vitxr.store.ledger import Ledger
 from vitxr.store.location import Location
@@ -146,8 +144,8 @@ def _open_finished(location: Location, plan: dict[str, Any]) -> xr.Dataset:
             check_root(location, plan)
         raise StoreError(
             f"the store {str(location)!r} is not finished: {how_far}. "
-            "Run extract again with the same arguments, which goes on where it stopped; or open "
-            "what there is with partial=True."
+            "Run extract again with the same arguments, which goes on where it stopped; or, in "
+            "Python, open what there is: vitxr.open(path, partial=True)."
         )
     objects = check_layout(location, plan) | {ROOT: root or b""}
     return _open_activations(Ledger(location, plan), objects)
@@ -238,6 +236,13 @@ def save(result: Result, path: str | Path) -> Path:
         If the path exists.
     ArgumentError
         If the ending is another, or the path is a URL.
+
+    Notes
+    -----
+    What is written lies in a hidden folder beside ``path``, ``.<name>.unfinished-<number>``, and
+    becomes ``path`` when it is whole. If the process is killed, it stays behind; the next save to
+    the same path deletes it (not on Windows, nor where the file system has no locks: there a
+    folder of that name may be deleted by hand once nothing is being saved).
     """
     folder = Location(path).folder
     if folder is None:
@@ -266,31 +271,12 @@ def save(result: Result, path: str | Path) -> Path:
                 for node in result.subtree
             }
         )
-    with _replacing(path) as draft:
+    with replacing(path) as draft:
         if path.suffix == ".nc":
             tree.to_netcdf(draft, engine="netcdf4")
         else:
             tree.to_zarr(draft, consolidated=False, zarr_format=3)
     return path
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a name beside ``path`` to write to; it becomes ``path`` when all is written.
-
-    If writing fails, nothing is left behind.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
-    try:
-        yield draft
-        draft.rename(path)
-    except BaseException:
-        if draft.is_dir():
-            shutil.rmtree(draft, ignore_errors=True)
-        else:
-            draft.unlink(missing_ok=True)
-        raise
 
 
 def _encode(ds: xr.Dataset, netcdf: bool) -> xr.Dataset:

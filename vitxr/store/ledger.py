@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vitxr.errors import StoreError
-from vitxr.store.location import Location, aligned
+from vitxr.store.local import aligned
+from vitxr.store.location import Location
 from vitxr.store.plans import GROUP, PLAN, ROOT, Cut, is_finished, read_plan, root_json
 from vitxr.store.shards import Shards
 

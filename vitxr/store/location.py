@@ -7,11 +7,9 @@ next run after a kill, finds the whole object or none.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -20,24 +18,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitxr.errors import StoreError
+from vitxr.errors import ArgumentError, StoreError
+from vitxr.store.local import PART, clear, replace
 
-__all__ = ["Location", "aligned"]
+__all__ = ["Location"]
 
 Bytes = npt.NDArray[np.uint8]
 Piece = Callable[[int | None, int], Bytes]
 
 #: Bytes that a kernel reads ahead by itself.
 _READAHEAD = 128 << 10
-
-#: Ending of a local file that is being written.
-PART = ".part"
-
-#: A local file of as many bytes is written past the page cache: a copy into memory that was not
-#: in use takes longer than the writing itself, and what is cached of other files stays so.
-_DIRECT = 1 << 20
-#: Of memory, places and sizes of what goes past it.
-_PAGE = 4096
 
 
 class Location:
@@ -53,9 +43,16 @@ class Location:
     StoreError
         If fsspec does not know the URL's protocol, or lacks the package for it; or if the path
         looks like a URL that has lost a slash.
+    ArgumentError
+        If the path is none.
     """
 
     def __init__(self, path: str | Path):
+        if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+            raise ArgumentError(
+                f"the path is {path!r} ({type(path).__name__}); expected text or a pathlib.Path: "
+                "the name of a folder or file, such as 'run.zarr', or a URL."
+            )
         self.path = os.fspath(path)
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)", self.path):
             raise StoreError(
@@ -135,7 +132,7 @@ class Location:
         if self.folder is not None:
             try:
                 return (self.folder / key).read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 return None
         with self._reached() as (fs, root):
             try:
@@ -168,7 +165,7 @@ class Location:
             return
         try:
             file = (self.folder / key).open("rb", buffering=0)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             yield None
             return
 
@@ -181,7 +178,7 @@ class Location:
             file.seek(at)
             out = np.empty(size, np.uint8) if room is None or size > len(room) else room[:size]
             got = 0
-            # One call gives at most 2 GiB.
+            # One call gives at most 2.1 GB.
             while count := file.readinto(out.data[got:]):
                 got += count
             return out[:got]
@@ -215,7 +212,7 @@ class Location:
             return
         for key, data in objects.items():
             try:
-                _replace(self.folder / key, data)
+                replace(self.folder / key, data)
             except OSError as error:
                 raise StoreError(f"{self.path!r}: {key} cannot be written: {error}.") from error
 
@@ -223,7 +220,7 @@ class Location:
         """Delete objects; those that are not there already are no error."""
         for key in keys:
             if self.folder is not None:
-                (self.folder / key).unlink(missing_ok=True)
+                clear(self.folder / key)
             else:
                 with contextlib.suppress(FileNotFoundError), self._reached() as (fs, root):
                     fs.rm_file(f"{root}/{key}")
@@ -241,7 +238,7 @@ class Location:
             try:
                 with os.scandir(self.folder / prefix) as entries:
                     return {f"{prefix}/{e.name}": e.stat().st_size for e in entries if e.is_file()}
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return {}
         with self._reached() as (fs, root):
             try:
@@ -325,8 +322,14 @@ class Location:
         """Make the folder if need be, open it and lock it."""
         assert self.folder is not None
         while True:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            held = os.open(self.folder, os.O_RDONLY)
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                held = os.open(self.folder, os.O_RDONLY)
+            except OSError as error:
+                raise StoreError(
+                    f"the folder of {self.path!r} cannot be made or read: {error}. Choose another "
+                    "path, or ask for the permission."
+                ) from error
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -342,59 +345,3 @@ class Location:
                 if os.path.samestat(os.fstat(held), self.folder.stat()):
                     return held
             os.close(held)
-
-
-def _replace(target: Path, data: Any) -> None:
-    """Write a file under another name, of this writer alone, and give it its own."""
-    draft = target.with_name(f"{target.name}.{uuid.uuid4().hex[:12]}{PART}")
-    try:
-        try:
-            _write(draft, data)
-        except FileNotFoundError:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _write(draft, data)
-        draft.replace(target)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-
-
-def aligned(size: int) -> Bytes:
-    """Make an array of bytes that begins where direct writing wants it to."""
-    room = np.empty(size + _PAGE, np.uint8)
-    start = -room.ctypes.data % _PAGE
-    return room[start : start + size]
-
-
-def _write(path: Path, data: Any) -> None:
-    """Write a new file; a large array from :func:`aligned` directly, where the system can."""
-    if not (
-        hasattr(os, "O_DIRECT")
-        and isinstance(data, np.ndarray)
-        and data.nbytes >= _DIRECT
-        and data.ctypes.data % _PAGE == 0
-    ):
-        path.write_bytes(data)
-        return
-    try:
-        _write_directly(path, data)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        path.write_bytes(data.data)  # a file system that has no such writing
-
-
-def _write_directly(path: Path, data: Bytes) -> None:
-    import fcntl
-
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT, 0o666)
-    try:
-        at, pages = 0, len(data) - len(data) % _PAGE
-        while at < pages and at % _PAGE == 0:
-            at += os.pwrite(file, data[at:pages].data, at)
-        # What is left does not begin at a page, or is not a whole one.
-        fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) & ~os.O_DIRECT)
-        while at < len(data):
-            at += os.pwrite(file, data[at:].data, at)
-    finally:
-        os.close(file)
