@@ -42,6 +42,26 @@ def test_import_is_light():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "analysis.embed",
+        "factor.choose_rank",
+        "models.Backbone",
+        "plot.save",
+        "report.write_report",
+        "stimuli.ShiftGrid",
+        "store.verify",
+        "tensors.to_mat",
+    ],
+)
+def test_a_room_needs_no_import_of_its_own(name):
+    room, attribute = name.split(".")
+    code = f"import vitxr; print({room!r} in dir(vitxr), vitxr.{name}.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", attribute]
+
+
 def room(path):
     parts = path.relative_to(ROOT).parts
     return parts[0].removesuffix(".py")

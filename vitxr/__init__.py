@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import vitxr.accessor as _accessor  # noqa: F401 (registers .vit)
-from vitxr import errors, names
+from vitxr import errors, names, stimuli, store, tensors
 from vitxr._version import __version__
 from vitxr.extract import estimate, extract
 from vitxr.matlab import read_mat
@@ -20,7 +20,7 @@ from vitxr.store import open_store as open  # noqa: A004 (the public name; the b
 from vitxr.store import save, verify
 
 if TYPE_CHECKING:
-    from vitxr import plot
+    from vitxr import analysis, factor, models, plot, report
     from vitxr.factor import factorize, fit_ensemble
     from vitxr.models import load_model
     from vitxr.stimuli import datasets
@@ -28,30 +28,41 @@ if TYPE_CHECKING:
 __all__ = [
     "ShiftGrid",
     "__version__",
+    "analysis",
     "datasets",
     "errors",
     "estimate",
     "extract",
+    "factor",
     "factorize",
     "fit_ensemble",
     "load_model",
+    "models",
     "names",
     "open",
     "open_images",
     "plot",
     "read_image",
     "read_mat",
+    "report",
     "save",
+    "stimuli",
+    "store",
+    "tensors",
     "verify",
 ]
 
 # Loaded when first used: they stand on optional or slow packages.
 _LAZY = {
+    "analysis": ("vitxr.analysis", None),
     "datasets": ("vitxr.stimuli.datasets", None),
+    "factor": ("vitxr.factor", None),
     "factorize": ("vitxr.factor", "factorize"),
     "fit_ensemble": ("vitxr.factor", "fit_ensemble"),
     "load_model": ("vitxr.models", "load_model"),
+    "models": ("vitxr.models", None),
     "plot": ("vitxr.plot", None),
+    "report": ("vitxr.report", None),
 }
 
 
