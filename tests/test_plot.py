@@ -835,6 +835,14 @@ def test_render_repeats_itself_and_save_knows_its_formats(tmp_path, embedded):
     assert plot.save(picture, tmp_path / "a.svg").read_bytes() == first["svg"]
     with pytest.raises(ArgumentError, match=r"\.png, \.pdf or \.svg"):
         plot.save(picture, tmp_path / "a.gif")
+    with pytest.raises(ArgumentError, match=r"a\.png' does not exist: make '.*none' first"):
+        plot.save(picture, tmp_path / "none" / "a.png")
+    with pytest.raises(ArgumentError, match="path is None; expected a name"):
+        plot.save(picture, None)
+    for wrong in (None, embedded, 3):
+        for use in (plot.render, lambda e: plot.save(e, tmp_path / "b.png")):
+            with pytest.raises(ArgumentError, match=r"the element is .*; expected what a function"):
+                use(wrong)
     assert [p.name for p in tmp_path.iterdir()] == ["a.svg"]
 
 

@@ -8,8 +8,18 @@ import numpy as np
 import xarray as xr
 
 from vitxr.errors import DataError
+from vitxr.plot._by_rank import (
+    POINTS,
+    around,
+    by_rank,
+    by_rank_axes,
+    floor,
+    joined,
+    points_and_line,
+    scattered,
+)
 from vitxr.plot._select import with_dims
-from vitxr.plot._style import beside, categorical, curve_axes, holoviews, styled
+from vitxr.plot._style import TEXT, beside, categorical, holoviews, styled
 
 __all__ = [
     "core_consistency_by_rank",
@@ -20,87 +30,9 @@ __all__ = [
     "split_half_by_rank",
 ]
 
-_REMEDY = "Give the ensemble, t.vit.fit_ensemble(ranks=[20, 25, 30]); of one fit see f.objective."
 _CHOICE = "Give what t.vit.choose_rank(ranks=[5, 10, 20]) returns."
-_POINTS, _LINE, _FLOOR = categorical(5)[4], categorical(1)[0], "#9a9a9a"
 #: Core consistency below which points stand at the lower edge, in percent.
 _LOWEST = -100.0
-
-
-def _by_rank(
-    ensemble: Any, name: str, each: str = "replicate", remedy: str = _REMEDY
-) -> tuple[np.ndarray, np.ndarray]:
-    array = with_dims(ensemble, name, ("rank", each), remedy)
-    order = np.argsort(array["rank"].values, kind="stable")
-    return array["rank"].values[order], np.asarray(array.values, dtype=np.float64)[order]
-
-
-def _points_and_line(
-    ranks: np.ndarray,
-    points: list[tuple[int, float]],
-    line: np.ndarray,
-    names: tuple[str, str, str],
-    title: str,
-    ylim: tuple[float, float],
-    floor: np.ndarray | None = None,
-) -> Any:
-    """Points, a line, and below them what shuffled data gave: its mean and range."""
-    hv = holoviews()
-    quantity, each, summary = names
-    x, y = hv.Dimension("rank", label="Rank (components)"), hv.Dimension("value", label=quantity)
-    curve = styled(
-        hv.Curve((ranks, line), x, y, label=summary),
-        both={"color": _LINE},
-        mpl={"linewidth": 1.2},
-        bokeh={"line_width": 2},
-    )
-    dots = styled(
-        hv.Scatter(points, x, y, label=each),
-        both={"color": _POINTS, "alpha": 0.75},
-        mpl={"s": 16, "linewidth": 0, "marker": "o"},
-        bokeh={"size": 6},
-    )
-    drawn = curve * dots
-    if floor is not None:
-        known = np.isfinite(floor).any(axis=1)
-        low, high = np.nanmin(floor[known], axis=1), np.nanmax(floor[known], axis=1)
-        band = styled(
-            hv.Area((ranks[known], low, high), x, [y, hv.Dimension("high")]),
-            both={"alpha": 0.3},
-            mpl={"facecolor": _FLOOR, "edgecolor": _FLOOR, "linewidth": 0.6},
-            bokeh={"color": _FLOOR, "line_color": _FLOOR, "line_width": 1},
-        )
-        middle = styled(
-            hv.Curve((ranks[known], np.nanmean(floor[known], axis=1)), x, y, label="Shuffled data"),
-            both={"color": _FLOOR},
-            mpl={"linewidth": 1.2, "linestyle": "--"},
-            bokeh={"line_width": 2, "line_dash": "dashed"},
-        )
-        drawn = band * middle * drawn
-    return _by_rank_axes(drawn, ranks, title, ylim)
-
-
-def _by_rank_axes(drawn: Any, ranks: np.ndarray, title: str, ylim: tuple[float, float]) -> Any:
-    return curve_axes(
-        drawn,
-        title=title,
-        legend_position="bottom_left",
-        xlim=beside(ranks),
-        xticks=[int(r) for r in ranks] if len(ranks) <= 12 else 10,
-        ylim=ylim,
-    )
-
-
-def _floor(ensemble: Any, name: str, each: str = "replicate") -> np.ndarray | None:
-    """What shuffled data gave, where that was computed."""
-    if isinstance(ensemble, xr.DataArray) or name not in ensemble:
-        return None
-    values = _by_rank(ensemble, name, each)[1]
-    return values if np.isfinite(values).any() else None
-
-
-def _scattered(ranks: np.ndarray, values: np.ndarray) -> list[tuple[int, float]]:
-    return [(r, v) for r, row in zip(ranks, values, strict=True) for v in row if np.isfinite(v)]
 
 
 def objective_by_rank(ensemble: xr.DataTree | xr.Dataset, *, title: str = "Fit") -> Any:
@@ -130,17 +62,17 @@ def objective_by_rank(ensemble: xr.DataTree | xr.Dataset, *, title: str = "Fit")
     >>> objective_by_rank(e).Curve.Least_of_each_rank.dimension_values("value")
     array([0.4, 0.2])
     """
-    ranks, values = _by_rank(ensemble, "objective")
-    floor = _floor(ensemble, "shuffled_objective")
-    high = float(np.nanmax(values if floor is None else np.append(values, floor)))
-    return _points_and_line(
+    ranks, values = by_rank(ensemble, "objective")
+    shuffled = floor(ensemble, "shuffled_objective")
+    high = float(np.nanmax(values if shuffled is None else np.append(values, shuffled)))
+    return points_and_line(
         ranks,
-        _scattered(ranks, values),
-        np.nanmin(values, axis=1),
+        scattered(ranks, values),
+        np.ma.masked_invalid(values).min(axis=1).filled(np.nan),
         ("Relative residual  |X - M| / |X|", "One replicate", "Least of each rank"),
         title,
         (0.0, high * 1.12 or 1.0),
-        floor,
+        shuffled,
     )
 
 
@@ -166,29 +98,35 @@ def similarity_by_rank(ensemble: xr.DataTree | xr.Dataset, *, title: str = "Agre
     Raises
     ------
     DataError
-        If there is only one replicate.
+        If there is only one replicate, or no rank of which two have a model.
 
     References
     ----------
     The original notebook, section 7 (``plot_similarity``).
     """
-    ranks, values = _by_rank(ensemble, "similarity")
-    _, objective = _by_rank(ensemble, "objective")
+    ranks, values = by_rank(ensemble, "similarity")
+    _, objective = by_rank(ensemble, "objective")
     if values.shape[1] < 2:
         raise DataError(
             "the ensemble has one replicate, and similarity compares replicates: "
             "fit it with replicates=2 or more."
         )
     others = values.copy()
-    others[np.arange(len(ranks)), np.nanargmin(objective, axis=1)] = np.nan
-    return _points_and_line(
+    best = np.where(np.isfinite(objective), objective, np.inf).argmin(axis=1)
+    others[np.arange(len(ranks)), best] = np.nan
+    if not np.isfinite(others).any():
+        raise DataError(
+            "of no rank two replicates have a model, and similarity compares replicates: give the "
+            "ensemble as resume=... to fit those that have failed again."
+        )
+    return points_and_line(
         ranks,
-        _scattered(ranks, others),
-        np.nanmean(others, axis=1),
+        scattered(ranks, others),
+        np.ma.masked_invalid(others).mean(axis=1).filled(np.nan),
         ("Similarity to the best replicate", "One replicate", "Mean of each rank"),
         title,
         (0.0, 1.05),
-        _floor(ensemble, "shuffled_similarity"),
+        floor(ensemble, "shuffled_similarity"),
     )
 
 
@@ -206,7 +144,13 @@ def split_half_by_rank(found: xr.Dataset, *, title: str = "Two halves of the neu
     Returns
     -------
     holoviews.Overlay
-        ``Scatter`` has a point a division, ``Curve`` the mean of each rank.
+        ``Scatter`` has a point a division, ``Path`` joins those of the same division, ``Curve``
+        is the mean of each rank.
+
+    Raises
+    ------
+    DataError
+        If there are no scores, as where one half of every division is silent.
 
     Examples
     --------
@@ -215,22 +159,29 @@ def split_half_by_rank(found: xr.Dataset, *, title: str = "Two halves of the neu
     >>> split_half_by_rank(found).Curve.Mean_of_each_rank.dimension_values("value")
     array([0.375, 0.875])
     """
-    ranks, values = _by_rank(found, "split_half_score", "split", _CHOICE)
-    return _points_and_line(
+    ranks, values = by_rank(found, "split_half_score", "split", _CHOICE)
+    if not np.isfinite(values).any():
+        why = found["split_half_score"].attrs.get("undefined", "all fits have failed")
+        raise DataError(f"there are no scores of halves to draw: {why}. Leave this picture out.")
+    quantity = "Factor match score of the halves"
+    picture = points_and_line(
         ranks,
-        _scattered(ranks, values),
-        np.nanmean(values, axis=1),
-        ("Factor match score of the halves", "One division", "Mean of each rank"),
+        scattered(ranks, values),
+        np.ma.masked_invalid(values).mean(axis=1).filled(np.nan),
+        (quantity, "One division", "Mean of each rank"),
         title,
         (0.0, 1.05),
-        _floor(found, "shuffled_split_half_score", "split"),
+        floor(found, "shuffled_split_half_score", "split"),
     )
+    lines = joined(ranks, values, quantity)
+    return by_rank_axes(lines * picture, ranks, title, (0.0, 1.05))
 
 
 def core_consistency_by_rank(found: xr.Dataset, *, title: str = "Core consistency") -> Any:
     """Core consistency of every replicate against the rank, a line through the best fits.
 
-    It has no lower bound: what is below -100 % stands at the lower edge, as triangles.
+    It has no lower bound: what is below -100 % stands at the lower edge, as triangles. Ranks at
+    which it is not defined are named in the picture.
 
     Parameters
     ----------
@@ -258,8 +209,8 @@ def core_consistency_by_rank(found: xr.Dataset, *, title: str = "Core consistenc
     >>> core_consistency_by_rank(found).Scatter.Below_minus_100.dimension_values("value")
     array([-100.])
     """
-    ranks, values = _by_rank(found, "core_consistency", remedy=_CHOICE)
-    _, objective = _by_rank(found, "objective", remedy=_CHOICE)
+    ranks, values = by_rank(found, "core_consistency", remedy=_CHOICE)
+    _, objective = by_rank(found, "objective", remedy=_CHOICE)
     if not np.isfinite(values).any():
         why = found["core_consistency"].attrs.get("undefined", "all fits have failed")
         raise DataError(
@@ -270,28 +221,34 @@ def core_consistency_by_rank(found: xr.Dataset, *, title: str = "Core consistenc
     best = np.nanargmin(np.where(np.isfinite(values), objective, np.inf), axis=1)
     line = np.where(known, values[np.arange(len(ranks)), best], np.nan)
     inside = np.where(values >= _LOWEST, values, np.nan)
-    picture = _points_and_line(
+    picture = points_and_line(
         ranks,
-        _scattered(ranks, inside),
+        scattered(ranks, inside),
         np.maximum(line, _LOWEST),
         ("Core consistency (%)", "One replicate", "Least objective"),
         title,
         (_LOWEST - 8, 108.0),
     )
-    if not (values < _LOWEST).any():
-        return picture
-    below = _scattered(ranks, np.where(values < _LOWEST, _LOWEST, np.nan))
-    triangles = styled(
-        holoviews().Scatter(below, "rank", "value", label="Below minus 100"),
-        both={"color": _POINTS},
-        mpl={"s": 18, "linewidth": 0, "marker": "v"},
-        bokeh={"size": 7, "marker": "inverted_triangle"},
-    )
-    return _by_rank_axes(picture * triangles, ranks, title, (_LOWEST - 8, 108.0))
+    if (values < _LOWEST).any():
+        below = scattered(ranks, np.where(values < _LOWEST, _LOWEST, np.nan))
+        picture *= styled(
+            holoviews().Scatter(below, "rank", "value", label="Below minus 100"),
+            both={"color": POINTS},
+            mpl={"s": 18, "linewidth": 0, "marker": "v"},
+            bokeh={"size": 7, "marker": "inverted_triangle"},
+        )
+    if not known.all():
+        said = f"not defined at rank {', '.join(str(int(r)) for r in ranks[~known])}"
+        place = (beside(ranks)[1], 104.0)
+        note = holoviews().Text(*place, said, TEXT, "right", "top", kdims=["rank", "value"])
+        picture *= styled(note, both={"color": "#5f5f5f"})
+    return by_rank_axes(picture, ranks, title, (_LOWEST - 8, 108.0))
 
 
 def held_out_by_rank(found: xr.Dataset, *, title: str = "Entries held out") -> Any:
     """Relative residual of entries held out and of those kept, against the rank.
+
+    The axis does not begin at 0: what matters is where the residual is least, and by how little.
 
     Parameters
     ----------
@@ -304,8 +261,9 @@ def held_out_by_rank(found: xr.Dataset, *, title: str = "Entries held out") -> A
     Returns
     -------
     holoviews.Overlay
-        ``Scatter`` has a point of each replicate and split, held out. The curves are means over
-        splits of the replicates of least residual on the entries kept.
+        ``Scatter`` has a point of each replicate and split, held out; ``Path`` joins, split by
+        split, the replicates of least residual on the entries kept, of which the curves are the
+        means over splits.
 
     Raises
     ------
@@ -326,25 +284,22 @@ def held_out_by_rank(found: xr.Dataset, *, title: str = "Entries held out") -> A
     ]
     train, test = (np.asarray(array.values, np.float64) for array in arrays)
     ranks = arrays[0]["rank"].values
-    known = np.isfinite(test).any(axis=1)
-    if not known.any():
+    if not np.isfinite(test).any():
         why = found["test_error"].attrs.get("undefined", "all fits have failed")
         raise DataError(
             f"there are no errors of entries held out to draw: {why}. Leave this picture out."
         )
     best = np.where(np.isfinite(train), train, np.inf).argmin(axis=1)[:, None]
-    kept, held = (
-        np.nanmean(np.take_along_axis(values, best, axis=1)[:, 0], axis=1)
-        for values in (train, test)
-    )
-    high = float(np.nanmax(test)) * 1.12
-    picture = _points_and_line(
+    chosen = [np.take_along_axis(values, best, axis=1)[:, 0] for values in (train, test)]
+    kept, held = (np.ma.masked_invalid(one).mean(axis=1).filled(np.nan) for one in chosen)
+    ylim, quantity = around(test, kept), "Relative residual"
+    picture = points_and_line(
         ranks,
-        _scattered(ranks, test.reshape(len(ranks), -1)),
+        scattered(ranks, test.reshape(len(ranks), -1)),
         held,
-        ("Relative residual", "Held out, one fit", "Held out"),
+        (quantity, "Held out, one fit", "Held out"),
         title,
-        (0.0, high),
+        ylim,
     )
     line = styled(
         holoviews().Curve((ranks, kept), "rank", "value", label="Kept"),
@@ -352,7 +307,9 @@ def held_out_by_rank(found: xr.Dataset, *, title: str = "Entries held out") -> A
         mpl={"linewidth": 1.2, "linestyle": ":"},
         bokeh={"line_width": 2, "line_dash": "dotted"},
     )
-    return _by_rank_axes(picture * line, ranks, title, (0.0, high))
+    lines = joined(ranks, chosen[1], quantity)
+    # It falls, and then hardly rises: there is room above it.
+    return by_rank_axes(lines * picture * line, ranks, title, ylim, "top_right")
 
 
 def rank_choice(found: xr.Dataset) -> Any:
@@ -360,8 +317,8 @@ def rank_choice(found: xr.Dataset) -> Any:
 
     Every replicate and every division is a point; what shuffled data gave is grey, its mean
     dashed and its range a band.
-    Agreement is left out where there is one replicate, core consistency and held-out entries
-    where they are not defined for any of the ranks.
+    Agreement is left out where there is one replicate; core consistency, halves and held-out
+    entries where they are not defined for any of the ranks.
 
     Parameters
     ----------
@@ -386,9 +343,10 @@ def rank_choice(found: xr.Dataset) -> Any:
     pictures = [objective_by_rank(found)]
     if np.isfinite(errors).any():
         pictures.append(held_out_by_rank(found))
-    if found.sizes["replicate"] > 1:
+    if np.isfinite(by_rank(found, "similarity")[1]).sum(axis=1).max() > 1:
         pictures.append(similarity_by_rank(found))
-    pictures.append(split_half_by_rank(found))
+    if np.isfinite(with_dims(found, "split_half_score", ("rank", "split"), _CHOICE)).any():
+        pictures.append(split_half_by_rank(found))
     if np.isfinite(found["core_consistency"]).any():
         pictures.append(core_consistency_by_rank(found))
     layout = holoviews().Layout(pictures).cols(2)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from vitxr.errors import ArgumentError
+from vitxr.plot._select import described
 from vitxr.plot._style import holoviews
 
 __all__ = ["figure", "render", "save"]
@@ -57,6 +59,7 @@ def render(
         raise ArgumentError(f"formats={formats!r}: expected any of {', '.join(_FORMATS)}.")
     import matplotlib as mpl
 
+    _check_element(element)
     drawn = figure(element)
     undated: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
     out = {}
@@ -77,19 +80,35 @@ def render(
     return out
 
 
+def _check_element(element: Any) -> None:
+    if not isinstance(element, holoviews().core.Dimensioned):
+        raise ArgumentError(
+            f"the element is {'None' if element is None else described(element)}; expected what "
+            "a function of vitxr.plot returns, such as vitxr.plot.factors(f)."
+        )
+
+
 def save(element: Any, path: str | Path, *, dpi: int = 200) -> Path:
     """Draw an element into a file, in the format of its ending (png, pdf or svg).
 
     Raises
     ------
     ArgumentError
-        If the ending is none of these.
+        If the element is none, the ending is none of these, or the folder is missing.
     """
+    _check_element(element)
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentError(f"path is {path!r}; expected a name such as 'picture.pdf'.")
     path = Path(path)
     name = path.suffix.lstrip(".").lower()
     if name not in _FORMATS:
         raise ArgumentError(
             f"cannot tell the format of {str(path)!r}: end the name with .png, .pdf or .svg."
+        )
+    if not path.parent.is_dir():
+        raise ArgumentError(
+            f"the folder of {str(path)!r} does not exist: make {str(path.parent)!r} first, or "
+            "choose another path."
         )
     content = render(element, (name,), dpi=dpi)[name]
     path.write_bytes(content)
