@@ -233,6 +233,10 @@ def test_matlab_round_trip(ds, tmp_path, form):
     if "shift" in t.dims:
         np.testing.assert_array_equal(back["offset_y"], t["offset_y"])
         np.testing.assert_array_equal(back["offset_x"], t["offset_x"])
+        assert "period" in t["offset_y"].attrs
+        for name in ("offset_y", "offset_x"):
+            assert back[name].attrs == t[name].attrs
+            assert back[name].attrs["period"] == t[name].attrs["period"]
 
 
 def test_the_notebooks_own_files_are_read(tmp_path):

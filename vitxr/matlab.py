@@ -24,7 +24,8 @@ def to_mat(t: xr.DataArray, path: str | Path) -> Path:
     (neuron, image). Beside it stand all its coordinates, one entry an index, counted
     from 0 as in Python: ``image`` and ``label`` (cell arrays of strings),
     ``feature_map``, ``patch_row``, ``patch_col``, ``shift_y``, ``shift_x``, ``offset_y``,
-    ``offset_x`` and others; and ``attributes``, its attributes as JSON.
+    ``offset_x`` and others; ``attributes``, its attributes as JSON, and
+    ``coordinate_attributes``, those of the coordinates.
 
     Parameters
     ----------
@@ -40,7 +41,7 @@ def to_mat(t: xr.DataArray, path: str | Path) -> Path:
     StoreError
         If the file exists.
     DataError
-        If ``t`` has other dims, or is too large for the format (2 GiB).
+        If ``t`` has other dims, or is too large for the format (2.1 GB).
 
     Examples
     --------
@@ -66,8 +67,8 @@ def to_mat(t: xr.DataArray, path: str | Path) -> Path:
         )
     if t.nbytes >= 2**31:
         raise DataError(
-            f"to_mat: the tensor holds {t.nbytes / 2**30:.1f} GiB; a MATLAB 5 file holds less than "
-            "2 GiB in a variable. Select fewer feature maps or images, or use vitxr.save."
+            f"to_mat: the tensor holds {t.nbytes / 1e9:.1f} GB; a MATLAB 5 file holds less than "
+            "2.1 GB in a variable. Select fewer feature maps or images, or use vitxr.save."
         )
     path = Path(path)
     if path.suffix != ".mat":
@@ -75,10 +76,13 @@ def to_mat(t: xr.DataArray, path: str | Path) -> Path:
     if path.exists():
         raise StoreError(f"{str(path)!r} exists: choose another path, or delete it first.")
     content: dict[str, Any] = {name[t.dims]: t.values, "attributes": _json(t.attrs)}
+    described: dict[Hashable, Any] = {}
     for key, coord in t.coords.items():
         if coord.ndim == 1 and key not in ("neuron", "shift"):
             values = coord.values
             content[str(key)] = values if values.dtype.kind in "iufb" else values.astype(object)
+            described[str(key)] = coord.attrs
+    content["coordinate_attributes"] = _json(described)
     savemat(path, content, do_compression=True)
     return path
 
@@ -149,4 +153,8 @@ def read_mat(path: str | Path) -> xr.DataArray:
                 t = t.assign_coords({key: (dim, column(key))})
     if "attributes" in content:
         t.attrs = json.loads(str(content["attributes"].item()))
+    if "coordinate_attributes" in content:
+        for key, attrs in json.loads(str(content["coordinate_attributes"].item())).items():
+            if key in t.coords:
+                t[key].attrs = attrs
     return t

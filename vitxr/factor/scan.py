@@ -138,8 +138,8 @@ def _check_chunks(t: xr.DataArray, mode: int, slab: int) -> None:
     dim = t.dims[mode]
     size = max(1, blocks.MEMORY_BYTES * t.sizes[dim] // (2 * blocks.COPIES * t.nbytes))
     raise DataError(
-        f"the tensor is in chunks of which {slab / 2**30:.3g} GiB have to be in memory at a time "
-        f"(one of {dim}, with all beside it), more than the {blocks.MEMORY_BYTES / 2**30:.3g} GiB "
+        f"the tensor is in chunks of which {slab / 1e9:.3g} GB have to be in memory at a time "
+        f"(one of {dim}, with all beside it), more than the {blocks.MEMORY_BYTES / 1e9:.3g} GB "
         f"for {blocks.COPIES} copies of it: rechunk it, t.chunk({dim}={size}), and store it so."
     )
 
