@@ -69,12 +69,14 @@ def align(f: xr.Dataset, reference: xr.Dataset) -> xr.Dataset:
     out = f.isel(component=place)
     signs = np.where(cosines[:, mine, theirs] < 0, -1, 1)
     signs[0] *= signs.prod(axis=0)  # an even number of changes leaves the model as it is
+    turned = {}
     for dim, sign in zip(dims, signs, strict=True):
         flips = np.ones(rank, f[f"{dim}_factor"].dtype)
         flips[theirs] = sign
         # A Variable: assigning a DataArray would drop levels of its multi-index.
         factor = out[f"{dim}_factor"].variable
-        out[f"{dim}_factor"] = factor.copy(data=factor.values * flips)
+        turned[f"{dim}_factor"] = factor.copy(data=factor.values * flips)
+    out = out.assign(turned)  # all at once: each time all indexes are compared
     if "component" in reference.coords:
         return out.assign_coords(component=reference["component"])
     return out.drop_vars("component", errors="ignore")

@@ -228,6 +228,7 @@ def _stack(fits: list[xr.Dataset], best: int) -> xr.Dataset:
         "dead_components": dead,
         "degenerate": (dead > 0) | (abs(scores[2]) >= CONGRUENT),
     }
-    for name, values in made.items():
-        stacked[name] = ("replicate", values, VARIABLES[name].attrs)
-    return stacked
+    # All at once: each time all indexes are compared.
+    return stacked.assign(
+        {name: ("replicate", values, VARIABLES[name].attrs) for name, values in made.items()}
+    )

@@ -164,19 +164,20 @@ def _dataset(
     options: str,
 ) -> xr.Dataset:
     t, cp = tensor.labelled, METHODS[method].form == "cp"
-    ds = assemble(t, core, units)
-    ds["objective"] = objective
-    ds["objective_history"] = ("iteration", np.asarray(found.history, np.float64))
-    ds = ds.assign_coords(iteration=np.arange(len(found.history)))
+    variables: dict[str, Any] = {"objective": objective}
+    variables["objective_history"] = ("iteration", np.asarray(found.history, np.float64))
     if any(tensor.rules.sparsity):
         penalized = np.empty(0) if found.penalized is None else found.penalized
-        ds["penalized_objective_history"] = ("iteration", penalized)
-    ds["converged"] = bool(found.converged)
-    ds["iterations"] = len(found.history)
+        variables["penalized_objective_history"] = ("iteration", penalized)
+    variables["converged"] = bool(found.converged)
+    variables["iterations"] = len(found.history)
     if method == "ncp_hals":
-        ds["compressed_iterations"] = found.compressed_iterations
-    ds["seconds"] = found.seconds
-    ds["seed"] = np.int64(found.seed)
+        variables["compressed_iterations"] = found.compressed_iterations
+    variables["seconds"] = found.seconds
+    variables["seed"] = np.int64(found.seed)
+    # All at once: each time all indexes are compared.
+    ds = assemble(t, core, units).assign(variables)
+    ds = ds.assign_coords(iteration=np.arange(len(found.history)))
     describe(ds)
     used = {"vitxr": __version__, "numpy": np.__version__, "tensorly": version("tensorly")}
     ds.attrs = {
