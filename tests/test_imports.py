@@ -52,7 +52,7 @@ def test_import_is_light():
         "report.write_report",
         "stimuli.ShiftGrid",
         "store.verify",
-        "tensors.to_mat",
+        "tensors.neuron_tensor",
     ],
 )
 def test_a_room_needs_no_import_of_its_own(name):
