@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 import vitxr  # noqa: E402
 from vitxr.cli import main  # noqa: E402
-from vitxr.errors import ArgumentError, ModelError, StoreError  # noqa: E402
+from vitxr.errors import ArgumentError, DataError, ModelError, StoreError  # noqa: E402
 from vitxr.models.capture import capture  # noqa: E402
 from vitxr.models.sites import SITES  # noqa: E402
 from vitxr.names import VARIABLES, validate  # noqa: E402
@@ -307,6 +307,94 @@ def test_the_command_line(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["extract", "digits", str(path), "--modules", "fc1"])
     assert main(["extract", "digits", str(path), "--model", "digits", "--heads", "0"]) == 1
+
+
+# Tensors of what is not the block's output
+
+
+def literal(values, maps, drop_edge):
+    """The notebook's rule, on (image, frame, map, row, col), in plain loops."""
+    inner = slice(drop_edge, -drop_edge or None)
+    values = np.maximum(values[..., inner, inner], 0)
+    mean = values[0, 0].mean((-2, -1), dtype=np.float64).astype(np.float32)
+    kept = np.argsort(-1 * mean)[:maps]
+    out = values[:, :, kept]
+    for place in np.ndindex(out.shape[:3]):
+        top = out[place].max()
+        out[place] /= top if top > 0 else 1
+    return kept, out.reshape(*out.shape[:2], -1).transpose(2, 0, 1)
+
+
+UNITS = {
+    "attention_output": ("feature_map", 2), "mlp_hidden": ("hidden_unit", 2),
+    "attention_key": ("head_channel", 2), "gate": ("gate_unit", 2), "normed": ("normed_unit", None),
+    "embedding": ("feature_map", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variable", UNITS)
+def test_tensors_follow_the_same_rule(everything, variable):
+    dim, layer = UNITS[variable]
+    ds = everything.sel(head=3)
+    source = ds[variable] if layer is None else ds[variable].sel(layer=layer)
+    values = source.transpose("image", "shift_y", "shift_x", dim, "patch_row", "patch_col").values
+    kept, expected = literal(values.reshape(3, 15, *values.shape[3:]), 5, 1)
+    t = ds.vit.neuron_tensor(layer=layer, feature_maps=5, drop_edge=1, variable=variable)
+    np.testing.assert_allclose(t, expected, rtol=1e-6)
+    assert (t.name, t.attrs["variable"]) == (variable, variable)
+    assert t["neuron"].to_index().names == ["feature_map", "patch_row", "patch_col"]
+    assert list(dict.fromkeys(t["feature_map"].values)) == kept.tolist()
+    assert ("head" in t.attrs, "layer" in t.attrs) == (dim == "head_channel", layer is not None)
+    matrix = ds.vit.neuron_matrix(layer=layer, feature_maps=5, drop_edge=1, variable=variable)
+    np.testing.assert_allclose(matrix, expected.mean(2, dtype=float), rtol=1e-5)
+    mean = ds.vit.activity(variable=variable)
+    assert mean.dims[-1] == "feature_map"
+    mean = mean if layer is None else mean.sel(layer=layer)
+    np.testing.assert_allclose(
+        mean, np.maximum(values, 0).mean((-2, -1), dtype=float), rtol=1e-5, atol=1e-7
+    )
+    # One layer, selected before: the same.
+    one = everything.sel(head=3).sel(layer=2 if layer is None else layer)
+    again = one.vit.neuron_tensor(layer=layer, feature_maps=5, drop_edge=1, variable=variable)
+    xr.testing.assert_identical(again.drop_vars("layer", errors="ignore"), t)
+
+
+def test_tensors_of_others_stay_lazy(stim, model, everything):
+    lazy = extract(
+        stim, model, layers=[0, 2], variables=["activation", "mlp_hidden"], feature_maps=4
+    )
+    t = lazy.vit.neuron_tensor(layer=0, feature_maps=None, variable="mlp_hidden")
+    assert dask.is_dask_collection(t)
+    # The count of maps that were kept of `activation` says nothing of the hidden units.
+    some = lazy.vit.neuron_tensor(layer=0, feature_maps=7, ranking="mean", variable="mlp_hidden")
+    expected = everything.vit.neuron_tensor(
+        layer=0, feature_maps=7, ranking="mean", variable="mlp_hidden"
+    )
+    np.testing.assert_allclose(some, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_tensors_of_what_is_not_on_the_grid(everything):
+    for variable in ("prefix", "logits", "attention"):
+        with pytest.raises(DataError, match=f"`{variable}` has dims .*not on the patch grid"):
+            everything.vit.neuron_tensor(layer=0, variable=variable)
+    with pytest.raises(DataError, match=r"`scores` has dims \(.*\); expected \(.*patch_row"):
+        everything.vit.neuron_tensor(layer=None, variable="scores")
+    with pytest.raises(DataError, match=r"has 4 heads.*ds\.sel\(head=0\)"):
+        everything.vit.neuron_tensor(layer=0, variable="attention_value")
+    with pytest.raises(DataError, match="no `mlp_hiden`; it has: activation"):
+        everything.vit.activity(variable="mlp_hiden")
+    with pytest.raises(ArgumentError, match=r"layer=0: `normed` has no layers. Pass layer=None"):
+        everything.vit.neuron_tensor(layer=0, variable="normed")
+    with pytest.raises(ArgumentError, match="expected one block number"):
+        everything.vit.neuron_tensor(layer=None)
+
+
+def test_a_tensor_of_hidden_units_goes_on(everything):
+    """Factors, and files, take it as they take any other."""
+    t = everything.vit.neuron_tensor(layer=2, feature_maps=6, variable="mlp_hidden")
+    factors = t.vit.factorize(rank=2, max_iter=20)
+    assert factors.attrs["variable"] == "mlp_hidden"
+    assert factors["neuron_factor"].sizes["neuron"] == 6 * 24
 
 
 def test_a_plan_that_went_to_another_process(stim, tmp_path):

@@ -56,36 +56,39 @@ class VitDataset(_Hints):
 
     def neuron_tensor(
         self,
-        layer: int,
+        layer: int | None,
         feature_maps: int | Sequence[int] | None = 20,
         ranking: Literal["first_frame", "mean"] = "first_frame",
         rectify: bool = True,
         normalize: bool = True,
         stack: bool = True,
         drop_edge: int = 0,
+        variable: str = "activation",
     ) -> xr.DataArray:
         """Responses of one layer's neurons to every image and shift, (neuron, image, shift).
 
         ``feature_maps``: how many of the most active maps to keep, a list of channel
         numbers, or None for all. Rectified, then each map divided by its maximum in
-        each frame; ``drop_edge`` leaves out border patches. Lazy. See
+        each frame; ``drop_edge`` leaves out border patches; ``variable`` takes the maps of
+        another variable than the block's output. Lazy. See
         :func:`vitxr.tensors.neuron_tensor`.
         """
         from vitxr.tensors import neuron_tensor
 
         return neuron_tensor(
-            self._ds, layer, feature_maps, ranking, rectify, normalize, stack, drop_edge
+            self._ds, layer, feature_maps, ranking, rectify, normalize, stack, drop_edge, variable
         )
 
     def neuron_matrix(
         self,
-        layer: int,
+        layer: int | None,
         feature_maps: int | Sequence[int] | None = 20,
         ranking: Literal["first_frame", "mean"] = "first_frame",
         rectify: bool = True,
         normalize: bool = True,
         stack: bool = True,
         drop_edge: int = 0,
+        variable: str = "activation",
     ) -> xr.DataArray:
         """Mean over shifts of ``neuron_tensor``, (neuron, image); the same parameters.
 
@@ -94,10 +97,10 @@ class VitDataset(_Hints):
         from vitxr.tensors import neuron_matrix
 
         return neuron_matrix(
-            self._ds, layer, feature_maps, ranking, rectify, normalize, stack, drop_edge
+            self._ds, layer, feature_maps, ranking, rectify, normalize, stack, drop_edge, variable
         )
 
-    def activity(self, rectify: bool = True) -> xr.DataArray:
+    def activity(self, rectify: bool = True, variable: str = "activation") -> xr.DataArray:
         """Mean over patches of each feature map's rectified activation.
 
         (image, shift_y, shift_x, layer, feature_map), not normalised; ``rectify=False``
@@ -105,7 +108,7 @@ class VitDataset(_Hints):
         """
         from vitxr.tensors import activity
 
-        return activity(self._ds, rectify)
+        return activity(self._ds, rectify, variable)
 
     def top_classes(self, k: int = 5) -> xr.Dataset:
         """Find the ``k`` classes of largest logit of every frame, with names and probabilities.

@@ -53,6 +53,8 @@ PROVENANCE = (
     "rectify",
     "normalize",
     "smoothing",
+    "variable",
+    "head",
 )
 
 #: Every dimension and what its index means.
