@@ -18,6 +18,9 @@ _ELSEWHERE = {
     "top_classes": "activations, ds.vit.top_classes(k=5)",
     "unshift": "activations, ds.vit.unshift()",
     "equivariance": "activations, ds.vit.equivariance()",
+    "cka": "activations, ds.vit.cka()",
+    "rsa": "activations, ds.vit.rsa()",
+    "rdm": "activations, ds.vit.rdm()",
     "factorize": "a neuron tensor, ds.vit.neuron_tensor(layer=0).vit.factorize(rank=25)",
     "fit_ensemble": "a neuron tensor, ds.vit.neuron_tensor(layer=0).vit.fit_ensemble([20, 25])",
     "choose_rank": "a neuron tensor, ds.vit.neuron_tensor(layer=0).vit.choose_rank([5, 10, 20])",
@@ -140,6 +143,50 @@ class VitDataset(_Hints):
         from vitxr.analysis import equivariance
 
         return equivariance(self._ds, variable)
+
+    def cka(
+        self,
+        other: xr.Dataset | None = None,
+        across: Literal["layer", "shift"] = "layer",
+        unbiased: bool = True,
+        batch_size: int = 32,
+        shuffles: int = 20,
+        random_state: int = 0,
+    ) -> xr.Dataset:
+        """Linear CKA between layers or shifts, of this Dataset or with another one.
+
+        ``cka(layer, other_layer)``, with floors of shuffled images. See
+        :func:`vitxr.analysis.cka`.
+        """
+        from vitxr.analysis import cka
+
+        return cka(self._ds, other, across, unbiased, batch_size, shuffles, random_state)
+
+    def rsa(
+        self,
+        other: xr.Dataset | None = None,
+        across: Literal["layer", "shift"] = "layer",
+        metric: Literal["correlation", "euclidean"] = "correlation",
+        shuffles: int = 20,
+        random_state: int = 0,
+    ) -> xr.Dataset:
+        """Rank correlation of dissimilarities between images, between layers or shifts.
+
+        ``rsa(layer, other_layer)``, with floors of shuffled images. See
+        :func:`vitxr.analysis.rsa`.
+        """
+        from vitxr.analysis import rsa
+
+        return rsa(self._ds, other, across, metric, shuffles, random_state)
+
+    def rdm(self, metric: Literal["correlation", "euclidean"] = "correlation") -> xr.DataArray:
+        """Dissimilarities between images, (shift_y, shift_x, layer, image, other_image).
+
+        See :func:`vitxr.analysis.rdm`.
+        """
+        from vitxr.analysis import rdm
+
+        return rdm(self._ds, metric)
 
     def embed(self, n_components: int = 10, method: str = "pca", dim: str = "neuron") -> xr.Dataset:
         """Embed the rows of a factor: PCA scores and explained variance.

@@ -92,6 +92,10 @@ DIMS: dict[str, str] = {
     "place": "place among the classes by their logits (1-based)",
     "phase_y": "pixels that a shift down is more than whole patches",
     "phase_x": "pixels that a shift to the right is more than whole patches",
+    "other_image": "the other image of a pair",
+    "other_shift_y": "row of the shift lattice, of what is compared with",
+    "other_shift_x": "column of the shift lattice, of what is compared with",
+    "other_layer": "block of what is compared with",
 }
 
 
@@ -141,6 +145,15 @@ def _factor(dim: str) -> Variable:
 
 def _along(end: str, meaning: str) -> dict[str, Variable]:
     return {f"{dim}_{end}": _v(dim, "1", meaning, "f") for dim in ("neuron", "image", "shift")}
+
+
+def _similarity(name: str, meaning: str) -> dict[str, Variable]:
+    forms = ("layer other_layer", "shift_y shift_x layer other_shift_y other_shift_x")
+    return {
+        name: _v(forms, "1", meaning, "f"),
+        f"{name}_floor_mean": _v(forms, "1", f"{meaning}, mean of shuffled images", "f"),
+        f"{name}_floor_quantile": _v(forms, "1", f"{meaning}, quantile of shuffled images", "f"),
+    }
 
 
 _FRAME = "image shift_y shift_x "
@@ -374,6 +387,11 @@ VARIABLES: dict[str, Variable] = {
     ),
     "position_similarity": _v(
         "patch_row patch_col other_row other_col", "1", "cosine of two position embeddings", "f"
+    # similarity
+    **_similarity("cka", "linear centred kernel alignment"),
+    **_similarity("rsa", "rank correlation of dissimilarities between images"),
+    "dissimilarity": _v(
+        "shift_y shift_x layer image other_image", "1", "dissimilarity of two images", "f"
     ),
 }
 

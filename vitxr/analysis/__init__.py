@@ -13,6 +13,7 @@ from vitxr.analysis.classes import top_classes
 from vitxr.analysis.embed import embed
 from vitxr.analysis.equivariance import equivariance, unshift
 from vitxr.analysis.relevance import relevance
+from vitxr.analysis.similarity import cka, rdm, rsa
 from vitxr.analysis.weights import patch_filters, position_similarity
 
 __all__ = [
@@ -20,12 +21,15 @@ __all__ = [
     "attention_entropy",
     "attention_map",
     "attention_rollout",
+    "cka",
     "embed",
     "equivariance",
     "mass_mask",
     "patch_filters",
     "position_similarity",
+    "rdm",
     "relevance",
+    "rsa",
     "top_classes",
     "unshift",
 ]
