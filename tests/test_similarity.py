@@ -186,7 +186,7 @@ def test_rdm_is_scipys(metric, dtype):
     d = validate(ds.vit.rdm(metric).to_dataset()).dissimilarity
     for layer, y, x in np.ndindex(3, 2, 2):
         true = squareform(pdist(rows(ds, layer, y, x), metric))
-        np.testing.assert_allclose(d[y, x, layer], true, atol=1e-9)
+        np.testing.assert_allclose(d[:, y, x, layer], true, atol=1e-9)
     assert (d.image == ds.image).all()
     assert (d.other_image.values == ds.image.values).all()
     assert (d.label == ds.label).all()

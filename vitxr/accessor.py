@@ -180,7 +180,7 @@ class VitDataset(_Hints):
         return rsa(self._ds, other, across, metric, shuffles, random_state)
 
     def rdm(self, metric: Literal["correlation", "euclidean"] = "correlation") -> xr.DataArray:
-        """Dissimilarities between images, (shift_y, shift_x, layer, image, other_image).
+        """Dissimilarities between images, (image, shift_y, shift_x, layer, other_image).
 
         See :func:`vitxr.analysis.rdm`.
         """

@@ -391,7 +391,7 @@ VARIABLES: dict[str, Variable] = {
     **_similarity("cka", "linear centred kernel alignment"),
     **_similarity("rsa", "rank correlation of dissimilarities between images"),
     "dissimilarity": _v(
-        "shift_y shift_x layer image other_image", "1", "dissimilarity of two images", "f"
+        "image shift_y shift_x layer other_image", "1", "dissimilarity of two images", "f"
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Callable
 from typing import Any, get_args
@@ -202,7 +203,7 @@ def rsa(
     >>> import vitxr
     >>> ds = vitxr.extract(vitxr.datasets.digits(per_class=1), vitxr.load_model("digits"),
     ...                    layers=[0, 5], shifts=None, progress=False)
-    >>> ds.vit.rsa().rsa.sel(layer=0, other_layer=0).item()
+    >>> ds.vit.rsa().rsa.round(6).sel(layer=0).values.tolist()[0]
     1.0
     """
     _check_metric(metric)
@@ -225,7 +226,7 @@ def rsa(
         for mats in _matrices(of, orders, np.arange(n), across, np.float64):
             ranks = []
             for k, x in zip(mats, of, strict=True):
-                far = dissimilarities(k, _features(x), metric)
+                far = dissimilarities(k, math.prod(x.shape[4:]), metric)
                 flat = rankdata(far[:, :, above, beside], axis=-1)
                 flat -= flat.mean(-1, keepdims=True)
                 with np.errstate(invalid="ignore"):
@@ -236,9 +237,8 @@ def rsa(
             mirrored = ranks[1] + ranks[1].swapaxes(-1, -2)
             cross, shuffled, _, _ = _products(ranks[0], mirrored, permutations)
             sums = [sums[0] + cross, sums[1] + shuffled]
-            count += ranks[0].shape[1]
-        mean = sums[0] / count, sums[1] / count
-        return np.clip(mean[0], -1, 1), mean[1]
+            count += mats[0].shape[1]
+        return np.clip(sums[0] / count, -1, 1), sums[1] / count
 
     return _result("rsa", arrays, ds, other, across, similarities, {
         "metric": metric, "images": n, "shuffles": shuffles, "random_state": random_state,
@@ -259,7 +259,7 @@ def rdm(ds: xr.Dataset, metric: Metric = "correlation") -> xr.DataArray:
     Returns
     -------
     xarray.DataArray
-        ``dissimilarity(shift_y, shift_x, layer, image, other_image)``, float64, computed at once.
+        ``dissimilarity(image, shift_y, shift_x, layer, other_image)``, float64, computed at once.
 
     Raises
     ------
@@ -277,7 +277,7 @@ def rdm(ds: xr.Dataset, metric: Metric = "correlation") -> xr.DataArray:
     >>> ds = vitxr.extract(vitxr.datasets.digits(per_class=1), vitxr.load_model("digits"),
     ...                    layers=[5], shifts=None, progress=False)
     >>> ds.vit.rdm().sizes
-    Frozen({'shift_y': 1, 'shift_x': 1, 'layer': 1, 'image': 10, 'other_image': 10})
+    Frozen({'image': 10, 'shift_y': 1, 'shift_x': 1, 'layer': 1, 'other_image': 10})
     """
     _check_metric(metric)
     x = frames(ds)
@@ -286,7 +286,9 @@ def rdm(ds: xr.Dataset, metric: Metric = "correlation") -> xr.DataArray:
     room_for(height * width * layers, n, "select some of the shifts or layers first")
     out = np.empty((height, width, layers, n, n))
     for block in blocks([x], n):
-        far = dissimilarities(grams(x, np.arange(n), block, np.float64), _features(x), metric)
+        far = dissimilarities(
+            grams(x, np.arange(n), block, np.float64), math.prod(x.shape[4:]), metric
+        )
         here = out[block]
         here[:] = np.moveaxis(far, 0, 1).reshape(here.shape)
     kept = {"image", *SHIFT, "layer"}
@@ -299,7 +301,7 @@ def rdm(ds: xr.Dataset, metric: Metric = "correlation") -> xr.DataArray:
         (*SHIFT, "layer", "image", "other_image"),
         "dissimilarity",
         {**provenance(ds.attrs), **VARIABLES["dissimilarity"].attrs, "metric": metric},
-    )
+    ).transpose("image", ...)
 
 
 def _products(x: Array, y: Array, orders: Array) -> tuple[Array, Array, Array, Array]:
@@ -381,10 +383,6 @@ def _result(
     theirs = {f"other_{key}": value for key, value in theirs.items()}
     out.attrs = {**provenance(ds.attrs), **theirs, **attrs, "quantile": QUANTILE}
     return out
-
-
-def _features(x: xr.DataArray) -> int:
-    return int(x.sizes["feature_map"] * x.sizes["patch_row"] * x.sizes["patch_col"])
 
 
 def _check_room(arrays: list[xr.DataArray], images: int, remedy: str) -> None:
