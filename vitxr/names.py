@@ -387,6 +387,7 @@ VARIABLES: dict[str, Variable] = {
     ),
     "position_similarity": _v(
         "patch_row patch_col other_row other_col", "1", "cosine of two position embeddings", "f"
+    ),
     # similarity
     **_similarity("cka", "linear centred kernel alignment"),
     **_similarity("rsa", "rank correlation of dissimilarities between images"),
