@@ -40,7 +40,7 @@ def replace(target: Path, data: Any) -> None:
         except OSError:
             if not target.is_dir():
                 raise
-            clear(target)
+            target.rmdir()  # a folder that holds something is not ours to delete
             draft.replace(target)
     except BaseException:
         draft.unlink(missing_ok=True)
