@@ -184,6 +184,11 @@ def test_a_folder_in_the_place_of_a_shard_is_missing_data(store):
         vitxr.open(store).load()
     assert np.flatnonzero(~book.done()).tolist() == [4]
     vitxr.verify(store, reset=True, progress=False)
+    with pytest.raises(StoreError, match=rf"{key} cannot be written: .*not empty"):
+        write(book, 4)  # what lies there is somebody's
+    assert (store / key / "inside" / "a.txt").read_text() == "a"
+    (store / key / "inside" / "a.txt").unlink()
+    (store / key / "inside").rmdir()
     write(book, 4)
     book.finish()
     assert (store / key).read_bytes() == good
