@@ -1,7 +1,9 @@
 """The site: ``make docs`` builds it, executing every code cell; a warning is an error."""
 
 import os
+import shutil
 from importlib.metadata import version as installed
+from pathlib import Path
 
 project = "vitxr"
 author = "the vitxr developers"
@@ -44,6 +46,10 @@ nb_merge_streams = True
 nb_output_stderr = "remove-warn"
 # transformers asks for a widget that no page needs.
 os.environ["PYTHONWARNINGS"] = "ignore:IProgress"
+nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
+# Each page in a folder of its own, which is deleted.
+nb_execution_in_temp = True
+
 autosummary_generate = True
 autodoc_typehints = "none"
 numpydoc_show_class_members = False
@@ -53,3 +59,12 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(xarray|numpy|scipy|torch|pathlib|dask|holoviews|matplotlib)\..*")
 ]
+
+# Examples with cells are pages too; Sphinx reads none from outside its folder.
+HERE = Path(__file__).parent
+pages = HERE / "generated" / "examples"
+shutil.rmtree(pages, ignore_errors=True)
+pages.mkdir(parents=True)
+for script in sorted((HERE.parent / "examples").glob("*.py")):
+    if "# %% [markdown]" in script.read_text("utf-8"):
+        shutil.copy(script, pages)

@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("holoviews")
+
+import literal
 
 import vitxr
 
@@ -37,3 +40,18 @@ def test_the_main_job(tmp_path):
     assert factors.attrs["layer"] == 5
     assert f"{float(factors.objective):.1%}" in out
     assert {p.name for p in (tmp_path / "out").glob("*.png")} == {"factors.png", "embedding.png"}
+
+
+def test_the_notebook_again(tmp_path):
+    run([ROOT / "examples" / "notebook.py", "--step", "8"], tmp_path)
+    ds = vitxr.open(tmp_path / "notebook" / "activations.zarr")
+    digits = vitxr.datasets.digits(per_class=5)
+    model = vitxr.load_model("digits")
+    stacks = {d: digits.pixels.values[digits.label == d] for d in "0347"}
+    images = vitxr.open_images(stacks, size=model.input_size).pixels.values
+    given = literal.channels_first(images), True, None, 20, 8, 20
+    frames, *_ = literal.show_stimuli_3D(model.module, 0, *given)
+    means, *_ = literal.show_stimuli_2D(model.module, 5, *given)
+    tensor, matrix = ds.vit.neuron_tensor(layer=0), ds.vit.neuron_matrix(layer=5)
+    np.testing.assert_allclose(tensor, literal.neuron_output_3D(frames), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(matrix, literal.neuron_output_2D(means), rtol=1e-5, atol=1e-5)
