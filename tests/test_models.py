@@ -295,15 +295,6 @@ def test_a_text_model_is_refused():
         vitxr.load_model(transformers.BertModel(config))
 
 
-def test_models_that_shuffle_patches_are_refused():
-    config = transformers.ViTMAEConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        image_size=16, patch_size=8, mask_ratio=0.0,
-    )  # fmt: skip
-    with pytest.raises(ModelError, match="shuffles patches at random"):
-        vitxr.load_model(transformers.ViTMAEModel(config))
-
-
 def test_a_worker_refuses_other_weights(saved):
     from vitxr.models.load import Reference
 

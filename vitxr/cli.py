@@ -224,10 +224,11 @@ def _extract(commands: Any) -> None:
     add(
         "--model",
         default="google/vit-base-patch16-224",
-        help="'digits' (bundled), a hub id, or a folder written by save_pretrained",
+        help="'digits' (bundled), a hub id, timm:NAME, or a folder written by save_pretrained",
     )
     add("--revision", help="branch, tag or commit of a hub model")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    add("--input-size", type=_size, help="448 or 224x448 (height x width), if not the model's own")
     add("--layers", type=_layers, default="all", help="blocks, 0-based: 0,11 or all")
     add("--step", type=int, default=11, help="pixels between shifts; 0 for no shifts")
     add(
@@ -307,7 +308,9 @@ def _run_extract(args: argparse.Namespace) -> None:
     import vitxr
 
     stim = _stimuli(args)
-    model = vitxr.load_model(args.model, revision=args.revision, device=args.device)
+    model = vitxr.load_model(
+        args.model, revision=args.revision, device=args.device, input_size=args.input_size
+    )
     options: dict[str, Any] = {
         "layers": args.layers,
         "shifts": vitxr.ShiftGrid(args.step, args.scheme) if args.step != 0 else None,
@@ -526,6 +529,9 @@ def _info(commands: Any) -> None:
         "Say what a store, a file of factors or a model holds.",
     )
     parser.add_argument("target", help="a store, a file of factors, or a model's name or folder")
+    parser.add_argument(
+        "--input-size", type=_size, help="of a model: 448 or 224x448 (height x width), not its own"
+    )
 
 
 def _run_info(args: argparse.Namespace) -> None:
@@ -534,13 +540,25 @@ def _run_info(args: argparse.Namespace) -> None:
     path = Path(args.target)
     is_file = path.suffix in (".zarr", ".nc", ".mat")
     if is_file or (path.exists() and not (path / "config.json").exists()):
+        if args.input_size is not None:
+            raise ArgumentError(f"--input-size goes with a model; {args.target!r} is none.")
         result = vitxr.open(args.target)
         print(_sizes(result))
         for key, value in result.attrs.items():
             print(f"  {key}: {value}")
         return
-    model = vitxr.load_model(args.target)
-    for key, text in {**model.summary(), "weights SHA-256": model.fingerprint}.items():
+    from vitxr.models.catalog import known_models
+    from vitxr.models.cost import operations, seconds
+
+    model = vitxr.load_model(args.target, input_size=args.input_size)
+    known: dict[str, Any] = known_models().get(args.target, {})
+    lines: dict[str, str] = {
+        **model.summary(),
+        **{key: str(known[key]) for key in ("family", "licence", "expect") if key in known},
+        "one frame": f"{operations(model) / 1e9:.3g} GFLOP, {seconds(model):.3g} s here",
+        "weights SHA-256": model.fingerprint,
+    }
+    for key, text in lines.items():
         print(f"{key:>16}  {text}")
 
 

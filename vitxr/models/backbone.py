@@ -1,8 +1,7 @@
-"""A Vision Transformer's structure, found from the model itself.
+"""A Vision Transformer whose blocks, tokens and patch grid are known.
 
-Owns :class:`Backbone`: where the blocks are, which tokens come before the patch
-tokens, how large the patch grid is, how images are preprocessed, and a
-fingerprint of the weights. The module is never changed.
+Owns :class:`Backbone`: its parts, how it is called and copied, how images are
+preprocessed, and a fingerprint of the weights. The module is never changed.
 """
 
 from __future__ import annotations
@@ -11,14 +10,18 @@ import contextlib
 import copy
 import hashlib
 import json
+import re
 import uuid
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitxr.errors import ModelError
+from vitxr.errors import ArgumentError, ModelError
+from vitxr.models.calls import call
+from vitxr.models.preprocess import Preprocess, output_size
+from vitxr.models.probe import probe
+from vitxr.models.structure import Adapter, find, told
 
 if TYPE_CHECKING:
     import torch
@@ -27,13 +30,6 @@ __all__ = ["Backbone"]
 
 #: Of a configuration, what changes no number.
 _NO_MATTER = ("transformers_version", "dtype", "torch_dtype", "name_or_path", "architectures")
-#: Embedding parameters that put tokens before the patches, and the tokens' name.
-_PREFIX = {
-    "cls_token": "class",
-    "class_embedding": "class",
-    "distillation_token": "distillation",
-    "register_tokens": "register",
-}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,8 +46,6 @@ class Backbone:
         The torch module. It is used as it is, and left as it was.
     blocks
         The transformer blocks, in order; ``layer`` indexes them.
-    embeddings
-        The module whose output enters the first block.
     prefix
         Names of the tokens before the patch tokens, such as ``("class",)``.
     channels, heads
@@ -64,9 +58,11 @@ class Backbone:
         Names of the output classes; empty if there is no classification head.
     processor
         The model's own image processor, or None.
+    how
+        What a call needs besides the pixels, such as interpolated positions.
     spec
-        Name, revision, device and precision with which another process loads the same
-        model; None for a module in memory.
+        Name, revision, device, precision and input size with which another process loads
+        the same model; None for a module in memory.
 
     Examples
     --------
@@ -80,7 +76,6 @@ class Backbone:
     revision: str
     module: torch.nn.Module
     blocks: tuple[torch.nn.Module, ...]
-    embeddings: torch.nn.Module
     prefix: tuple[str, ...]
     channels: int
     heads: int
@@ -88,7 +83,8 @@ class Backbone:
     input_size: tuple[int, int]
     classes: tuple[str, ...]
     processor: Any = None
-    spec: tuple[str, str | None, str, str] | None = None
+    how: tuple[str, ...] = ()
+    spec: tuple[str, str | None, str, str, tuple[int, int] | None] | None = None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -104,16 +100,22 @@ class Backbone:
     def fingerprint(self) -> str:
         """SHA-256 of the model as it is now.
 
-        Of its class and configuration, and of the weights: names, dtypes, shapes, bytes, in name
+        Of its class and configuration (without one, its parts and their settings, as torch prints
+        them), of how it is called, and of the weights: names, dtypes, shapes, bytes, in name
         order. How attention is computed does not count, nor what does not change numbers.
         """
         import torch
 
         digest = hashlib.sha256(type(self.module).__name__.encode())
-        config = getattr(self.module, "config", None)
-        settings = {} if config is None else config.to_dict()
-        kept = {k: v for k, v in settings.items() if k[0] != "_" and k not in _NO_MATTER}
-        digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
+        config: Any = getattr(self.module, "config", None)
+        if hasattr(config, "to_dict"):
+            settings = {k: v for k, v in config.to_dict().items() if k[0] != "_"}
+            kept = {k: v for k, v in settings.items() if k not in _NO_MATTER}
+            digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
+        else:
+            digest.update(re.sub(r" at 0x[0-9a-f]+", "", repr(self.module)).encode())
+        if self.how:
+            digest.update(f"{self.how} {self.input_size}\n".encode())
         for key, tensor in sorted(self.module.state_dict().items()):
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
@@ -128,14 +130,30 @@ class Backbone:
         floating = {p.dtype for p in self.module.parameters() if p.is_floating_point()}
         if floating <= {dtype}:
             return self
-        module = duplicate(self.module).to(dtype)
-        spec = self.spec and (*self.spec[:3], precision)
-        return replace(self, module=module, spec=spec, **_structure(module))
+        spec = self.spec and (*self.spec[:3], precision, self.spec[4])
+        return replace(self._with(duplicate(self.module).to(dtype)), spec=spec)
 
     def to(self, device: str) -> Backbone:
         """Return this backbone on another device, copied."""
-        module = duplicate(self.module).to(device)
-        return replace(self, module=module, **_structure(module))
+        return self._with(duplicate(self.module).to(device))
+
+    def _with(self, twin: torch.nn.Module) -> Backbone:
+        """Return this backbone of a copy of its module."""
+        return replace(self, module=twin, blocks=tuple(map(twin.get_submodule, self.block_paths)))
+
+    @property
+    def block_paths(self) -> tuple[str, ...]:
+        """Paths of the blocks in the module."""
+        paths = {id(child): path for path, child in self.module.named_modules()}
+        return tuple(paths[id(block)] for block in self.blocks)
+
+    def forward(self, batch: torch.Tensor) -> Any:
+        """Call the module with a batch of images, (frame, channel, row, col), as it needs.
+
+        A masked autoencoder masks and shuffles nothing; positions are interpolated where the
+        input size is not the model's own; SigLIP 2 gets rows of patches.
+        """
+        return call(self.module, batch, self.how, self.patch)
 
     def preprocess(self, image: np.ndarray) -> np.ndarray:
         """Apply the model's own preprocessing to one image.
@@ -157,11 +175,14 @@ class Backbone:
                 "processor beside the model and load that folder, or pass preprocess='raw' "
                 "to hand pixel values 0..255 to the model as they are."
             )
-        # Without the format, an image three pixels high would be taken for channels first.
-        out = self.processor(
-            images=[image], return_tensors="np", input_data_format="channels_last"
-        )["pixel_values"]
-        array = np.ascontiguousarray(np.asarray(out)[0], dtype=np.float32)
+        if isinstance(self.processor, Preprocess):
+            array = self.processor(image)
+        else:
+            # Without the format, an image three pixels high would be taken for channels first.
+            out = self.processor(
+                images=[image], return_tensors="np", input_data_format="channels_last"
+            )["pixel_values"]
+            array = np.ascontiguousarray(np.asarray(out)[0], dtype=np.float32)
         if array.shape[1:] != self.input_size:
             raise ModelError(
                 f"the image processor of {self.name!r} makes images of "
@@ -174,26 +195,32 @@ class Backbone:
     @property
     def fixed_size(self) -> bool:
         """Whether preprocessing gives images of one size, whatever theirs."""
-        size = getattr(self.processor, "size", None) or {}
-        cropped = getattr(self.processor, "do_center_crop", None)
-        return bool(cropped) or {"height", "width"} <= set(dict(size))
+        return output_size(self.processor) is not None
 
     def preprocessing(self) -> dict[str, Any]:
         """Return the image processor's settings, for the record."""
         if self.processor is None:
             return {}
+        if isinstance(self.processor, Preprocess):
+            return self.processor.settings()
         keep = ("do_", "size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std")
         settings = self.processor.to_dict()
         return {key: settings[key] for key in sorted(settings) if key.startswith(keep)}
 
     def versions(self) -> dict[str, str]:
         """Return the versions of the libraries that run the model, for the record."""
-        import torch
-        import transformers
+        import importlib.metadata
 
+        import torch
+
+        used = {type(m).__module__.partition(".")[0] for m in (self.module, self.processor)}
         return {
             "torch_version": torch.__version__,
-            "transformers_version": transformers.__version__,
+            **{
+                f"{library}_version": importlib.metadata.version(library)
+                for library in ("transformers", "timm")
+                if library in used
+            },
         }
 
     def hooks(self) -> list[str]:
@@ -233,11 +260,10 @@ class Backbone:
         return "<vitxr Backbone>\n" + "\n".join(lines)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the module as it is now; its parts are found again."""
-        return _rebuild, (
-            duplicate(self.module),
-            {name: getattr(self, name) for name in ("name", "revision", "processor", "spec")},
-        )
+        """Pickle the module as it is now; its blocks are taken from the copy."""
+        known = {f.name: getattr(self, f.name) for f in fields(self)}
+        del known["module"], known["blocks"]
+        return _rebuild, (duplicate(self.module), self.block_paths, known)
 
 
 def _hash_of(hook: Any) -> str:
@@ -249,8 +275,8 @@ def _hash_of(hook: Any) -> str:
         return uuid.uuid4().hex[:12]
 
 
-def _rebuild(module: torch.nn.Module, known: dict[str, Any]) -> Backbone:
-    return from_module(module, **known)
+def _rebuild(module: torch.nn.Module, paths: tuple[str, ...], known: dict[str, Any]) -> Backbone:
+    return Backbone(module=module, blocks=tuple(map(module.get_submodule, paths)), **known)
 
 
 def _is_recorder(hook: Any) -> bool:
@@ -277,87 +303,57 @@ def duplicate(module: torch.nn.Module) -> torch.nn.Module:
     return twin
 
 
-def from_module(module: torch.nn.Module, **known: Any) -> Backbone:
-    """Make a Backbone of a transformers vision model; ``known`` are its other attributes."""
-    return Backbone(module=module, **known, **_structure(module))
+def from_module(
+    module: Any,
+    *,
+    name: str,
+    input_size: tuple[int, int] | None = None,
+    adapter: Adapter | None = None,
+    **known: Any,
+) -> Backbone:
+    """Make a Backbone of a module, its layout found or told, and checked.
 
+    Parameters
+    ----------
+    module
+        The torch module.
+    name
+        Its name.
+    input_size
+        Height and width, where they are not the model's own.
+    adapter
+        What is told of a module that is not of transformers or timm.
+    **known
+        The other attributes of the Backbone.
+    """
+    from vitxr.models import timm
 
-def _pair(value: Any) -> tuple[int, int]:
-    both = tuple(value) if isinstance(value, Iterable) else (value, value)
-    if len(both) != 2 or not all(isinstance(n, int) for n in both):
-        raise ModelError(
-            f"the config has the size {value!r}; expected a number or (height, width)."
+    if adapter is not None:
+        layout = told(module, adapter, name)
+    else:
+        layout = (
+            timm.find(module, input_size)
+            if timm.is_timm(module)
+            else find(module, input_size, output_size(known.get("processor")))
         )
-    return both
-
-
-def _structure(module: Any) -> dict[str, Any]:
-    config = getattr(module, "config", None)
-    title = type(module).__name__
-    wanted = ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
-    missing = [key for key in wanted if getattr(config, key, None) is None]
-    if missing:
-        raise ModelError(
-            f"{title} is not a Vision Transformer vitxr can read: its config has no "
-            f"{', '.join(missing)}. Expected a transformers image model with one patch grid."
+    if input_size is not None and any(
+        side % step for side, step in zip(input_size, layout.patch, strict=True)
+    ):
+        raise ArgumentError(
+            f"input_size={input_size}: expected multiples of the patch, {layout.patch[0]} x "
+            f"{layout.patch[1]} px."
         )
-    assert config is not None
-    if getattr(config, "num_channels", 3) != 3:
-        raise ModelError(
-            f"{title} takes images of {config.num_channels} channels; expected 3 (RGB)."
-        )
-    base = module.base_model
-    blocks, embeddings = _blocks(base, config.num_hidden_layers), getattr(base, "embeddings", None)
-    if embeddings is None:
-        raise ModelError(f"{title} has no `embeddings` module, where patches become tokens.")
-    if hasattr(embeddings, "random_masking"):
-        raise ModelError(
-            f"{title} drops and shuffles patches at random, so that its tokens have no place on "
-            "the patch grid. Use the encoder's weights in a model that does not."
-        )
-    has_head = title.endswith("ForImageClassification") and config.num_labels > 0
-    return {
-        "blocks": blocks,
-        "embeddings": embeddings,
-        "prefix": _prefix_tokens(embeddings),
-        "channels": int(config.hidden_size),
-        "heads": int(config.num_attention_heads),
-        "patch": _pair(config.patch_size),
-        "input_size": _pair(config.image_size),
-        "classes": tuple(str(config.id2label[i]) for i in range(config.num_labels))
-        if has_head
-        else (),
-    }
-
-
-def _blocks(base: Any, depth: int) -> tuple[Any, ...]:
-    import torch
-
-    found = {
-        name: child
-        for name, child in base.named_modules()
-        if isinstance(child, torch.nn.ModuleList) and len(child) == depth
-    }
-    # Lists inside a block (experts, branches) may have the same length by chance.
-    outer = [
-        name
-        for name in found
-        if not any(name.startswith(other + ".") for other in found if other != name)
-    ]
-    if len(outer) != 1:
-        raise ModelError(
-            f"{type(base).__name__}: expected one list of {depth} blocks, found "
-            f"{outer or 'none'}; vitxr will not guess which are the transformer blocks."
-        )
-    return tuple(found[outer[0]])
-
-
-def _prefix_tokens(embeddings: Any) -> tuple[str, ...]:
-    names: list[str] = []
-    for attribute, name in _PREFIX.items():
-        parameter = getattr(embeddings, attribute, None)
-        if parameter is None:
-            continue
-        count = parameter.shape[1] if parameter.ndim == 3 else 1
-        names += [name] if name != "register" else [f"register_{i}" for i in range(count)]
-    return tuple(names)
+    prefix, channels = probe(module, layout, name)
+    return Backbone(
+        module=module,
+        name=name,
+        blocks=tuple(map(module.get_submodule, layout.blocks)),
+        prefix=prefix,
+        channels=channels,
+        heads=layout.heads,
+        patch=layout.patch,
+        input_size=layout.input_size,
+        classes=layout.classes,
+        how=layout.how,
+        **known,
+    )

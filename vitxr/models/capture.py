@@ -197,7 +197,7 @@ def capture(
         if dots:
             undo.enter_context(watching(at_dot_product))
         with contextlib.suppress(Enough):
-            output = backbone.module(batch)
+            output = backbone.forward(batch)
             if "logits" in wanted:
                 keep("logits", output if isinstance(output, torch.Tensor) else output.logits)
             raise ModelError(

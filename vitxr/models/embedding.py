@@ -79,7 +79,7 @@ def position_embeddings(backbone: Backbone) -> np.ndarray:
         try:
             module.eval()
             with torch.inference_mode(), contextlib.suppress(_Done):
-                module(batch.to(parameter))
+                backbone.forward(batch.to(parameter))
         finally:
             for m in training:
                 m.training = True

@@ -160,7 +160,7 @@ def _pass(
         parameter = next(p for p in backbone.module.parameters() if p.is_floating_point())
         batch = torch.as_tensor(frames).to(parameter)
         with _in_the_open(attend, inside):
-            output = backbone.module(batch)
+            output = backbone.forward(batch)
         logits = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
         if logits is None or logits.ndim != 2:
             raise ModelError(

@@ -1,52 +1,65 @@
-"""Find a model by name, path or module, load it safely, and say what went wrong.
+"""Load a model by name, path or module, safely, and say what went wrong.
 
-A name is first turned into a local folder (the bundled model, a path, or the
-hub's snapshot of one commit); every folder then goes through the same loading.
-Safetensors only, no remote code.
+A name is first turned into a local folder; every folder then goes through the same
+loading. Safetensors only, no remote code.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.resources
 import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vitxr.errors import DependencyError, ModelError
+from vitxr.errors import ArgumentError, DependencyError, ModelError
+from vitxr.models import timm
 from vitxr.models.backbone import Backbone, duplicate, from_module
+from vitxr.models.calls import PACKED
+from vitxr.models.locate import BUNDLED, locate
+from vitxr.models.preprocess import Preprocess, at_size
+from vitxr.models.structure import Adapter, find, pair, tower
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["Reference", "find_device", "load_model"]
 
-BUNDLED = ("digits",)
-_FILES = ("*config.json", "model*.safetensors", "model.safetensors.index.json")
-
 
 def load_model(
     name_or_path_or_module: str | Path | torch.nn.Module,
     revision: str | None = None,
     device: str = "auto",
+    input_size: int | tuple[int, int] | None = None,
+    adapter: Adapter | None = None,
 ) -> Backbone:
     """Load a Vision Transformer.
+
+    Its blocks, prefix tokens and patch grid are found from the model itself and checked by
+    running blank frames; what does not come out as believed is an error.
 
     Parameters
     ----------
     name_or_path_or_module
         ``"digits"``, the small model that comes with vitxr; the id of a model on
-        the Hugging Face hub, such as ``"google/vit-base-patch16-224"``; a folder
-        saved by ``save_pretrained``; or a transformers vision model in memory,
-        which is used as it is and never changed.
+        the Hugging Face hub, such as ``"google/vit-base-patch16-224"``; a model of timm's,
+        such as ``"timm:vit_base_patch16_224"``; a folder saved by ``save_pretrained`` or
+        by ``timm.models.save_for_hf``; or a torch module in memory, which is used as it is
+        and never changed. Of a model of images and texts, the image tower is taken.
     revision
         Branch, tag or commit of a hub model. The commit it meant is recorded.
     device
         ``"auto"`` (a CUDA device if there is one, else the CPU; a module in memory
         stays where it is), or a torch device name.
+    input_size
+        Side of the images, or their height and width, where it is not the model's own:
+        position embeddings are interpolated as the model itself does it, images are
+        preprocessed to that size, and both are recorded.
+    adapter
+        Where the blocks and the patch grid are, of a module that is not of transformers
+        or timm.
 
     Returns
     -------
@@ -57,16 +70,23 @@ def load_model(
     ------
     ModelError
         If the model cannot be found or reached, has no safetensors weights, needs
-        remote code, misses weights, or is not a Vision Transformer.
+        remote code, misses weights, is not a Vision Transformer with one patch grid, or
+        takes no images of that size.
+    ArgumentError
+        If ``input_size`` is no multiple of the patch, or ``adapter`` does not go with the
+        model.
     DependencyError
-        If torch or transformers is not installed.
+        If torch or transformers (or timm, for its models) is not installed.
 
     Examples
     --------
     >>> import vitxr
     >>> vitxr.load_model("digits").input_size
     (32, 32)
+    >>> vitxr.load_model("digits", input_size=(32, 64)).grid
+    (8, 16)
     """
+    size = None if input_size is None else pair(input_size, "input_size")
     try:
         import torch
         import transformers  # noqa: F401
@@ -77,18 +97,24 @@ def load_model(
         ) from error
 
     if isinstance(name_or_path_or_module, torch.nn.Module):
-        return _from_memory(name_or_path_or_module, device)
+        return _from_memory(name_or_path_or_module, device, size, adapter)
+    if adapter is not None:
+        raise ArgumentError(
+            f"adapter= goes with a torch module, and {str(name_or_path_or_module)!r} is a name: "
+            "load the module yourself and pass it, or leave adapter out."
+        )
     name = str(name_or_path_or_module)
     target = find_device(device)
-    folder, commit = _locate(name, revision)
-    module, processor = _load_folder(folder, name)
+    folder, commit = locate(name, revision)
+    module, processor = _load_folder(folder, name, size)
     where = name if commit or name in BUNDLED else str(folder.resolve())
     return from_module(
         module.to(target),
         name=name,
+        input_size=size,
         revision=commit,
         processor=processor,
-        spec=(where, commit or None, device, "float32"),
+        spec=(where, commit or None, device, "float32", size),
     )
 
 
@@ -137,9 +163,14 @@ class Reference:
 
 @functools.lru_cache(maxsize=2)
 def _load_once(
-    name: str, revision: str | None, device: str, precision: str, fingerprint: str
+    name: str,
+    revision: str | None,
+    device: str,
+    precision: str,
+    input_size: tuple[int, int] | None,
+    fingerprint: str,
 ) -> Backbone:
-    model = load_model(name, revision, device)
+    model = load_model(name, revision, device, input_size)
     if model.fingerprint != fingerprint:
         raise ModelError(
             f"model {name!r} loaded by a worker has other weights ({model.fingerprint[:12]}) than "
@@ -166,96 +197,35 @@ def find_device(device: str) -> torch.device:
     return target
 
 
-def _from_memory(module: Any, device: str) -> Backbone:
+def _from_memory(
+    module: Any, device: str, size: tuple[int, int] | None, adapter: Adapter | None
+) -> Backbone:
+    module = tower(module)
     if device != "auto" and next(module.parameters()).device != find_device(device):
         module = duplicate(module).to(find_device(device))
     origin = getattr(module, "name_or_path", "") or ""
-    processor = _processor(Path(origin)) if origin and Path(origin).is_dir() else None
+    name = origin or type(module).__name__
+    processor: Any = None
+    if adapter is not None:
+        processor = adapter.preprocess
+        if size is not None:
+            raise ArgumentError(
+                f"input_size={size} beside an adapter: give the adapter the size the module takes."
+            )
+    elif timm.is_timm(module):
+        processor = timm.preprocess_of(module, name)
+    elif origin and Path(origin).is_dir():
+        processor = _processor(Path(origin), module, size)
     return from_module(
-        module, name=origin or type(module).__name__, revision="", processor=processor
+        module, name=name, input_size=size, adapter=adapter, revision="", processor=processor
     )
 
 
-def _locate(name: str, revision: str | None) -> tuple[Path, str]:
-    """Turn a name into a local folder and, for hub models, the commit."""
-    path = Path(name).expanduser()
-    if revision is not None and (name in BUNDLED or path.is_dir()):
-        raise ModelError(
-            f"revision={revision!r} goes with models of the hub, and {name!r} is "
-            f"{'bundled' if name in BUNDLED else 'a folder'}. Leave it out."
-        )
-    if name in BUNDLED:
-        return Path(str(importlib.resources.files("vitxr") / "models" / name)), ""
-    if path.is_dir():
-        return path, ""
-    looks_like_path = (
-        path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or "\\" in name
-    )
-    if path.exists() or looks_like_path:
-        raise ModelError(
-            f"no model folder at {name!r}: expected a folder written by save_pretrained, with "
-            "config.json and model.safetensors."
-        )
-    if "/" not in name:
-        raise ModelError(
-            f"no model named {name!r}: expected {' or '.join(map(repr, BUNDLED))} (bundled), a hub "
-            "id such as 'google/vit-base-patch16-224', or a folder written by save_pretrained."
-        )
-    return _snapshot(name, revision)
-
-
-def _snapshot(name: str, revision: str | None) -> tuple[Path, str]:
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    at = f" at revision {revision!r}" if revision else ""
-    try:
-        # One quick question first: the download itself retries for minutes.
-        commit = huggingface_hub.HfApi().model_info(name, revision=revision, timeout=10).sha
-    except errors.GatedRepoError as error:
-        raise ModelError(
-            f"the hub model {name!r} is gated: accept its terms on its page, then log in with "
-            "`hf auth login`."
-        ) from error
-    except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise ModelError(
-            f"the hub has no model {name!r}{at}: check the spelling and the revision; a private "
-            "model needs `hf auth login`."
-        ) from error
-    except errors.HFValidationError as error:
-        raise ModelError(f"{name!r} is neither a folder nor a legal hub id: {error}") from error
-    except Exception as error:  # any of several HTTP stacks: not reachable, so look in the cache
-        return _cached_snapshot(name, revision, at, error)
-    folder = huggingface_hub.snapshot_download(name, revision=commit, allow_patterns=list(_FILES))
-    return Path(folder), str(commit)
-
-
-def _cached_snapshot(
-    name: str, revision: str | None, at: str, cause: Exception
-) -> tuple[Path, str]:
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    try:
-        folder = huggingface_hub.snapshot_download(
-            name, revision=revision, local_files_only=True, allow_patterns=list(_FILES)
-        )
-    except errors.LocalEntryNotFoundError:
-        raise ModelError(
-            f"cannot reach the model hub for {name!r}{at} ({cause}), and no copy is in its local "
-            f"cache. On a machine with network run `hf download {name} --local-dir FOLDER`, bring "
-            "FOLDER here and call load_model('FOLDER'); or use load_model('digits'), which needs "
-            "no network."
-        ) from cause
-    return Path(folder), Path(folder).name
-
-
-def _load_folder(folder: Path, name: str) -> tuple[Any, Any]:
-    import torch
-    import transformers
-
+def _load_folder(folder: Path, name: str, size: tuple[int, int] | None) -> tuple[Any, Any]:
     try:
         config_json = json.loads((folder / "config.json").read_text("utf-8"))
+        if not isinstance(config_json, dict):
+            raise ValueError("it holds no object")
     except (OSError, ValueError) as error:
         raise ModelError(
             f"model {name!r}: {folder / 'config.json'} cannot be read ({error}); expected a folder "
@@ -269,8 +239,20 @@ def _load_folder(folder: Path, name: str) -> tuple[Any, Any]:
     if not any(folder.glob("model*.safetensors")):
         raise ModelError(
             f"model {name!r} has no safetensors weights in {folder}; vitxr loads no pickled "
-            "weights. Convert it with transformers' save_pretrained."
+            "weights (.bin, .pth), which can run code. Where you trust them, load them with "
+            "transformers, save_pretrained(FOLDER), and load_model('FOLDER'); a hub model may have "
+            "them in a pull request: revision='refs/pr/1'."
         )
+    if timm.is_config(config_json):
+        return timm.load(folder, config_json, name, size)
+    module = tower(_pretrained(folder, name, config_json))
+    return module.eval(), _processor(folder, module, size)
+
+
+def _pretrained(folder: Path, name: str, config_json: dict[str, Any]) -> Any:
+    import torch
+    import transformers
+
     title = (config_json.get("architectures") or ["?"])[0]
     architecture = getattr(transformers, title, None)
     if architecture is None or not hasattr(architecture, "from_pretrained"):
@@ -279,6 +261,7 @@ def _load_folder(folder: Path, name: str) -> tuple[Any, Any]:
             f"{transformers.__version__} does not know. Upgrade transformers, or correct "
             "`architectures` in config.json."
         )
+    dtype = {"dtype" if _is_new() else "torch_dtype": torch.float32}
     try:
         with _quiet():
             module, info = architecture.from_pretrained(
@@ -286,8 +269,8 @@ def _load_folder(folder: Path, name: str) -> tuple[Any, Any]:
                 local_files_only=True,
                 use_safetensors=True,
                 trust_remote_code=False,
-                dtype=torch.float32,
                 output_loading_info=True,
+                **dtype,
             )
     except Exception as error:
         # Readers of weights and configs raise many kinds; all mean one thing here.
@@ -300,22 +283,46 @@ def _load_folder(folder: Path, name: str) -> tuple[Any, Any]:
             f"missing {missing[:5]}, of another shape {mismatched[:5]}. Running it would use "
             "random weights; save the whole model again."
         )
-    return module.eval(), _processor(folder)
+    return module
 
 
-def _processor(folder: Path) -> Any:
-    """Return the folder's image processor, or None if it holds none."""
+def _is_new() -> bool:
+    """Whether transformers is of version 5, where some arguments have other names."""
+    import transformers
+
+    return int(transformers.__version__.partition(".")[0]) >= 5
+
+
+def _processor(folder: Path, module: Any, size: tuple[int, int] | None) -> Any:
+    """Return the folder's image processor, for images of a size; None if it holds none."""
     if not any(
         (folder / f).exists() for f in ("preprocessor_config.json", "processor_config.json")
     ):
         return None
     from transformers import AutoImageProcessor
 
+    layout = find(module, size)
+    path = folder / "preprocessor_config.json"
+    settings = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    if str(settings.get("image_processor_type")).startswith("DINOv3"):
+        # Transformers has it with torchvision only.
+        own = (settings["size"]["height"], settings["size"]["width"])
+        return Preprocess.like(settings, size or own, floating=True)
     # One backend everywhere: torchvision's resizing differs from Pillow's.
-    with _quiet():
-        return AutoImageProcessor.from_pretrained(
-            folder, backend="pil", local_files_only=True, trust_remote_code=False
-        )
+    pillow: dict[str, Any] = {"backend": "pil"} if _is_new() else {"use_fast": False}
+    try:
+        with _quiet():
+            processor = AutoImageProcessor.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, **pillow
+            )
+    except Exception as error:  # any of many kinds, for a file that is not what it should be
+        raise ModelError(
+            f"the image processor in {folder} cannot be loaded ({error}). Correct "
+            "preprocessor_config.json; without that file only preprocess='raw' is known."
+        ) from error
+    if PACKED in layout.how:
+        return Preprocess.like(processor.to_dict(), layout.input_size)
+    return processor if size is None else at_size(processor, size)
 
 
 @contextlib.contextmanager

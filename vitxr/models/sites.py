@@ -184,7 +184,7 @@ def _watch(
             undo.callback(named[path].register_forward_hook(keep(path)).remove)
         if wanted:
             undo.enter_context(watching(seen))
-        backbone.module(blank)
+        backbone.forward(blank)
     return found, forms
 
 

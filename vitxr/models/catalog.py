@@ -1,0 +1,42 @@
+"""Well-known models: what to expect of them, and the nearest to a name that is not known."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.resources
+from typing import Any
+
+__all__ = ["hint", "known_models"]
+
+
+@functools.cache
+def known_models() -> dict[str, dict[str, Any]]:
+    """Return the models of ``vitxr/catalogs/models.yaml`` by id.
+
+    Examples
+    --------
+    >>> known_models()["facebook/dinov2-base"]["patch"]
+    14
+    """
+    import yaml
+
+    text = (importlib.resources.files("vitxr") / "catalogs" / "models.yaml").read_text("utf-8")
+    return {row["id"]: row for row in yaml.safe_load(text)}
+
+
+def hint(name: str) -> str:
+    """Return a sentence that names the known models nearest to a name; empty if none is near.
+
+    Examples
+    --------
+    >>> hint("ijepa_vith14")
+    ' The nearest known: facebook/ijepa_vith14_1k.'
+    """
+    if name in known_models():
+        return ""
+    short = {known.rpartition("/")[2]: known for known in (*known_models(), "digits")}
+    near = difflib.get_close_matches(name, known_models(), n=3, cutoff=0.75)
+    if not near and "/" not in name:
+        near = [short[s] for s in difflib.get_close_matches(name, short, n=3, cutoff=0.75)]
+    return f" The nearest known: {', '.join(near)}." if near else ""

@@ -1,0 +1,164 @@
+"""From an image of any size to a model's input, with Pillow and NumPy alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from vitxr.errors import ArgumentError
+
+__all__ = ["Preprocess", "at_size", "output_size"]
+
+_FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize, crop the centre, scale to 0..1 and standardize.
+
+    ``(image / 255 - mean) / std``, float32, after resizing and cropping with Pillow.
+
+    Attributes
+    ----------
+    resize
+        Length of the shorter side, the other in proportion; or (height, width); None to leave it.
+    crop
+        Height and width cut from the centre, black where the image is smaller; None to keep all.
+    interpolation
+        Pillow's filter: nearest, bilinear, bicubic, lanczos, box or hamming.
+    mean, std
+        Of the three channels, on the scale 0..1.
+    floating
+        Whether to resize in floating point, without rounding to 8 bits (DINOv3).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> image = np.full((30, 40, 3), 255, np.uint8)
+    >>> array = Preprocess(resize=16, crop=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3)(image)
+    >>> array.shape, float(array.max())
+    ((3, 16, 16), 1.0)
+    """
+
+    resize: int | tuple[int, int] | None = None
+    crop: tuple[int, int] | None = None
+    interpolation: str = "bicubic"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    floating: bool = False
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in _FILTERS:
+            raise ArgumentError(
+                f"interpolation={self.interpolation!r}: expected one of {', '.join(_FILTERS)}."
+            )
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Return float32 (channel, row, col) of a uint8 image (row, col, channel)."""
+        image = self._cropped(self._resized(image))
+        scaled: np.ndarray = image.astype(np.float32) / np.float32(255)
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        return np.ascontiguousarray(((scaled - mean) / std).transpose(2, 0, 1))
+
+    def _resized(self, image: np.ndarray) -> np.ndarray:
+        from PIL import Image
+
+        height, width = self._size(*image.shape[:2])
+        if (height, width) == image.shape[:2]:
+            return image
+        method = getattr(Image.Resampling, self.interpolation.upper())
+        if not self.floating:
+            return np.asarray(Image.fromarray(image).resize((width, height), method))
+        channels = [Image.fromarray(c) for c in np.moveaxis(image.astype(np.float32), 2, 0)]
+        return np.stack([np.asarray(c.resize((width, height), method)) for c in channels], 2)
+
+    def _cropped(self, image: np.ndarray) -> np.ndarray:
+        if self.crop is None:
+            return image
+        out = np.zeros((*self.crop, 3), image.dtype)
+        places = [_centre(have, want) for have, want in zip(image.shape, self.crop, strict=False)]
+        (rows, into_rows), (columns, into_columns) = places
+        out[into_rows, into_columns] = image[rows, columns]
+        return out
+
+    def _size(self, height: int, width: int) -> tuple[int, int]:
+        if self.resize is None:
+            return height, width
+        if not isinstance(self.resize, int):
+            return self.resize
+        if width <= height:
+            return int(self.resize * height / width), self.resize
+        return self.resize, int(self.resize * width / height)
+
+    @classmethod
+    def like(
+        cls, settings: Mapping[str, Any], size: tuple[int, int], floating: bool = False
+    ) -> Preprocess:
+        """Return one with the filter, mean and std of a transformers image processor."""
+        from PIL import Image
+
+        return cls(
+            resize=size,
+            interpolation=Image.Resampling(int(settings["resample"])).name.lower(),
+            mean=tuple(settings["image_mean"]),
+            std=tuple(settings["image_std"]),
+            floating=floating,
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Return all settings, for the record."""
+        return asdict(self)
+
+
+def _centre(have: int, want: int) -> tuple[slice, slice]:
+    """Return where to cut the middle, and where to put it, as torchvision rounds."""
+    if have >= want:
+        start = round((have - want) / 2)
+        return slice(start, start + want), slice(0, want)
+    before = (want - have) // 2
+    return slice(0, have), slice(before, before + have)
+
+
+def output_size(processor: Any) -> tuple[int, int] | None:
+    """Return the height and width that images of all sizes come out with; None if they vary."""
+    if isinstance(processor, Preprocess):
+        return processor.crop or (processor.resize if isinstance(processor.resize, tuple) else None)
+    cropped = getattr(processor, "do_center_crop", None)
+    size = getattr(processor, "crop_size" if cropped else "size", None) or {}
+    sides = dict(size)
+    if cropped or {"height", "width"} <= {key for key, value in sides.items() if value}:
+        return sides["height"], sides["width"]
+    return None
+
+
+def at_size(processor: Any, size: tuple[int, int]) -> Any:
+    """Return a transformers image processor that gives images of another size.
+
+    What is cropped keeps its share: a shorter side of 256 px for a crop of 224 becomes 512 for
+    one of 448.
+
+    Parameters
+    ----------
+    processor
+        The model's own.
+    size
+        Height and width wanted.
+    """
+    settings = processor.to_dict()
+    scale = [new / old for new, old in zip(size, output_size(processor) or size, strict=True)]
+    resize = {key: value for key, value in dict(settings.get("size") or {}).items() if value}
+    cropped = bool(settings.get("do_center_crop"))
+    if not cropped:
+        resize = {"height": size[0], "width": size[1]}
+    elif "shortest_edge" in resize:
+        resize = {"shortest_edge": round(resize["shortest_edge"] * max(scale))}
+    else:
+        resize = {
+            key: round(resize[key] * factor)
+            for key, factor in zip(("height", "width"), scale, strict=True)
+        }
+    crop = {"crop_size": {"height": size[0], "width": size[1]}} if cropped else {}
+    return type(processor).from_dict({**settings, "size": resize, **crop})
