@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Two processes with one thread each: more threads would only fight.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-base test-newest newer check docs bench app build clean
+.PHONY: demo test test-base test-timm test-newest newer check docs bench app build clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -16,7 +16,7 @@ demo: $(VENV)/.installed  ## the main job on the bundled model, into demo/
 	rm -rf demo
 	$(BIN)/vitxr demo --output demo
 
-test: $(VENV)/.installed test-base  ## every test; a test that would be skipped fails
+test: $(VENV)/.installed test-base test-timm  ## every test; a test that would be skipped fails
 	PATH="$$PATH:/sbin" sh scripts/chromium.sh
 	VITXR_NO_SKIP=1 $(PYTEST) tests
 
@@ -27,6 +27,16 @@ $(VENV)-base/.installed: pyproject.toml constraints.txt
 
 test-base: $(VENV)-base/.installed  ## where neither torch nor panel is installed
 	$(VENV)-base/bin/python -m pytest -p no:cacheprovider --confcutdir=tests/base tests/base
+
+# Beside the others, not among them: timm needs torchvision, and where that is built for another
+# torch than the one that is installed, transformers cannot be imported either.
+$(VENV)-timm/.installed: $(VENV)/.installed
+	rm -rf $(VENV)-timm
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)-timm timm==1.0.31 torchvision==0.28.0
+	touch $@
+
+test-timm: $(VENV)-timm/.installed  ## models of timm
+	PYTHONPATH=$(VENV)-timm OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:cacheprovider --confcutdir=tests/timm tests/timm
 
 # The store's tests need no torch, and zarr's newest needs a newer Python than ours supports at least.
 NEWER ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.13.*/bin/python) $(shell command -v python3.13 || command -v python3.12))
@@ -47,6 +57,7 @@ check: $(VENV)/.installed  ## lint, format, types, links, doctests; warnings are
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python scripts/vocabulary.py --check
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/families.py --check
 	$(BIN)/python scripts/check_links.py README.md CONTRIBUTING.md docs
 	$(PYTEST) --doctest-modules vitxr
 
@@ -67,4 +78,4 @@ build: $(VENV)/.installed  ## wheel and sdist
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) $(VENV)-base $(VENV)-newest demo docs/_build docs/generated build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-base $(VENV)-timm $(VENV)-newest demo docs/_build docs/generated build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

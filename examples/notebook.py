@@ -8,8 +8,8 @@
 # %% [markdown]
 # # The original notebook again
 #
-# The analysis that vitxr grew out of, section by section in the notebook's order, with its own rules:
-# the raster of shifts, pixel values as they are, feature maps ranked by the first frame. Its tensors
+# The analysis that vitxr grew out of, section by section in the notebook's order, with its own
+# rules: the raster of shifts, pixel values as they are, maps ranked by the first frame. Its tensors
 # are compared with a literal transcription of the notebook by `tests/test_examples.py`.
 #
 # On images and a model of your own:

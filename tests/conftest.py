@@ -15,8 +15,8 @@ from hypothesis import settings
 settings.register_profile("vitxr", deadline=None, max_examples=50)
 settings.load_profile("vitxr")
 
-#: Run by itself, in an environment of its own: see the Makefile.
-collect_ignore = ["base"]
+#: Run by themselves, in environments of their own: see the Makefile.
+collect_ignore = ["base", "timm"]
 
 
 def make_vit(image_size=(32, 48), patch_size=8, dead=(), layers=3, seed=0, **options):

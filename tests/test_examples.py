@@ -55,3 +55,16 @@ def test_the_notebook_again(tmp_path):
     tensor, matrix = ds.vit.neuron_tensor(layer=0), ds.vit.neuron_matrix(layer=5)
     np.testing.assert_allclose(tensor, literal.neuron_output_3D(frames), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(matrix, literal.neuron_output_2D(means), rtol=1e-5, atol=1e-5)
+
+
+def test_three_families(tmp_path):
+    out = run(
+        [ROOT / "examples" / "compare_families.py", "--shifts", "2", "--output", "out"], tmp_path
+    )
+    stores = sorted(p.stem for p in (tmp_path / "out").glob("*.zarr"))
+    assert stores == ["dinov2-registers", "siglip", "vit"]
+    grids = {s: vitxr.open(tmp_path / "out" / f"{s}.zarr").sizes["patch_row"] for s in stores}
+    assert grids == {"vit": 4, "dinov2-registers": 6, "siglip": 8}
+    assert "prefix class, register_0, register_1, register_2, register_3" in out
+    assert "prefix none" in out
+    assert out.count("1.00") == 3

@@ -166,7 +166,7 @@ def _entering(model, batch):
     return seen[0].numpy()
 
 
-@every([f for f in FAMILIES if f.name != "Data2Vec vision"])
+@every()
 def test_attention(cases, family):
     case = cases(family)
     got = capture(case.model, case.batch, case.layers, ["attention"])["attention"]

@@ -87,6 +87,8 @@ def load_model(
     (8, 16)
     """
     size = None if input_size is None else pair(input_size, "input_size")
+    if adapter is not None and not isinstance(adapter, Adapter):
+        raise ArgumentError(f"adapter={adapter!r}: expected a vitxr.models.Adapter.")
     try:
         import torch
         import transformers  # noqa: F401
@@ -213,7 +215,7 @@ def _from_memory(
                 f"input_size={size} beside an adapter: give the adapter the size the module takes."
             )
     elif timm.is_timm(module):
-        processor = timm.preprocess_of(module, name)
+        processor = timm.preprocess_of(module)
     elif origin and Path(origin).is_dir():
         processor = _processor(Path(origin), module, size)
     return from_module(

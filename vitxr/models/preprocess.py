@@ -25,14 +25,16 @@ class Preprocess:
     ----------
     resize
         Length of the shorter side, the other in proportion; or (height, width); None to leave it.
-    crop
-        Height and width cut from the centre, black where the image is smaller; None to keep all.
     interpolation
         Pillow's filter: nearest, bilinear, bicubic, lanczos, box or hamming.
     mean, std
         Of the three channels, on the scale 0..1.
     floating
         Whether to resize in floating point, without rounding to 8 bits (DINOv3).
+    cover
+        Whether an image resized to (height, width) keeps its proportions and covers both.
+    crop
+        Height and width cut from the centre, black where the image is smaller; None to keep all.
 
     Examples
     --------
@@ -49,6 +51,7 @@ class Preprocess:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     floating: bool = False
+    cover: bool = False
 
     def __post_init__(self) -> None:
         if self.interpolation not in _FILTERS:
@@ -88,7 +91,10 @@ class Preprocess:
         if self.resize is None:
             return height, width
         if not isinstance(self.resize, int):
-            return self.resize
+            if not self.cover:
+                return self.resize
+            ratio = min(height / self.resize[0], width / self.resize[1])
+            return round(height / ratio), round(width / ratio)
         if width <= height:
             return int(self.resize * height / width), self.resize
         return self.resize, int(self.resize * width / height)
@@ -125,7 +131,8 @@ def _centre(have: int, want: int) -> tuple[slice, slice]:
 def output_size(processor: Any) -> tuple[int, int] | None:
     """Return the height and width that images of all sizes come out with; None if they vary."""
     if isinstance(processor, Preprocess):
-        return processor.crop or (processor.resize if isinstance(processor.resize, tuple) else None)
+        exact = isinstance(processor.resize, tuple) and not processor.cover
+        return processor.crop or (processor.resize if exact else None)
     cropped = getattr(processor, "do_center_crop", None)
     size = getattr(processor, "crop_size" if cropped else "size", None) or {}
     sides = dict(size)

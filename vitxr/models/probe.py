@@ -72,6 +72,7 @@ def probe(module: Any, layout: Layout, name: str) -> tuple[tuple[str, ...], int]
         )
     with exclusive(), _blank(module):
         hidden = _entering(module, layout, _frames(module, layout), name)
+        channels = _check_blocks(module, layout, tuple(hidden.shape[1:]), name)
         first = _check_grid(hidden, rows, columns, layout, name)
         prefix = _prefix(module, layout, hidden[:1], first, name)
         if layout.prefix is not None and prefix is not None and prefix != layout.prefix:
@@ -79,7 +80,6 @@ def probe(module: Any, layout: Layout, name: str) -> tuple[tuple[str, ...], int]
                 f"{name!r}: its parameters put the tokens {prefix} before the patches; the adapter "
                 f"says {layout.prefix}. Correct prefix=."
             )
-        channels = _check_blocks(module, layout, tuple(hidden.shape[1:]), name)
     names = prefix if layout.prefix is None else layout.prefix
     if names is None or len(names) != first:
         raise ModelError(

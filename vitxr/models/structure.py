@@ -102,8 +102,6 @@ def told(module: Any, adapter: Adapter, name: str) -> Layout:
     """Return what an adapter says of a module."""
     import torch
 
-    if not isinstance(adapter, Adapter):
-        raise ArgumentError(f"adapter={adapter!r}: expected a vitxr.models.Adapter.")
     known = dict(module.named_modules())
     given = [adapter.blocks] if isinstance(adapter.blocks, str) else list(adapter.blocks)
     absent = [path for path in given if path not in known]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vitxr.errors import DependencyError, ModelError
 from vitxr.models.preprocess import Preprocess
-from vitxr.models.structure import Layout
+from vitxr.models.structure import Layout, pair
 
 __all__ = ["PREFIX", "find", "hub_id", "is_config", "is_timm", "load", "preprocess_of"]
 
@@ -25,6 +24,11 @@ def _timm() -> Any:
         raise DependencyError(
             "models of timm need the package timm, which is not installed: "
             "pip install 'vitxr[timm]'."
+        ) from error
+    except Exception as error:  # torchvision, which timm needs, fits one version of torch
+        raise DependencyError(
+            f"timm cannot be imported: {error}. It needs a torchvision that was built for the "
+            "torch that is installed: reinstall both together."
         ) from error
     return timm
 
@@ -75,8 +79,16 @@ def load(
     options = dict(config.get("model_args") or {})
     kept = ("num_classes", "global_pool")
     options |= {key: config[key] for key in kept if config.get(key) is not None}
-    options |= {} if size is None else {"img_size": size}
     given = dict(config.get("pretrained_cfg") or {})
+    if size is not None:
+        own = pair(options.get("img_size") or tuple(given["input_size"][1:]), "img_size")
+        if own[0] != own[1]:
+            raise ModelError(
+                f"model {name!r} was made for images of {own[0]} x {own[1]} px; timm interpolates "
+                "the positions of square grids only, and would take these for another grid. "
+                "Leave input_size out."
+            )
+        options["img_size"] = size
     try:
         module = timm.create_model(
             title,
@@ -86,7 +98,7 @@ def load(
         )
     except Exception as error:  # readers of weights raise many kinds; all mean one thing here
         raise ModelError(f"model {name!r} cannot be loaded from {folder}: {error}") from error
-    return module.eval(), preprocess_of(module, name, size)
+    return module.eval(), preprocess_of(module)
 
 
 def is_timm(module: Any) -> bool:
@@ -123,25 +135,24 @@ def find(module: Any, input_size: tuple[int, int] | None) -> Layout:
     )
 
 
-def preprocess_of(module: Any, name: str, size: tuple[int, int] | None = None) -> Preprocess | None:
-    """Return what timm's evaluation transform does to images; None if it is not known."""
+def preprocess_of(module: Any) -> Preprocess | None:
+    """Return what timm's evaluation transform does to images; None if it is not known.
+
+    It resizes to the model's input divided by its crop share, and cuts the centre.
+    """
     settings = dict(module.pretrained_cfg or {})
-    if not settings.get("mean"):
-        return None
-    crop = size or tuple(settings["input_size"][1:])
-    part = settings.get("crop_pct") or 0.875
-    scaled = tuple(math.floor(side / part) for side in crop)
     mode = settings.get("crop_mode") or "center"
-    if mode == "squash":
-        resize: Any = scaled
-    elif mode == "center" and scaled[0] == scaled[1]:
-        resize = scaled[0]
-    else:
-        raise ModelError(
-            f"{name!r}: timm crops images by {mode!r} to {crop[0]} x {crop[1]} px; expected "
-            "'center' to a square, or 'squash'. Pass preprocess='raw' and images of that size."
-        )
-    base = Preprocess(
-        resize=resize, crop=crop, mean=tuple(settings["mean"]), std=tuple(settings["std"])
+    if not settings.get("mean") or mode not in ("center", "squash"):
+        return None
+    own = getattr(module.patch_embed, "img_size", None) or settings["input_size"][1:]
+    crop = (int(own[0]), int(own[1]))
+    scaled = [math.floor(side / (settings.get("crop_pct") or 0.875)) for side in crop]
+    exact = mode == "squash" or scaled[0] != scaled[1]
+    return Preprocess(
+        resize=(scaled[0], scaled[1]) if exact else scaled[0],
+        crop=crop,
+        interpolation=settings.get("interpolation") or "bilinear",
+        mean=tuple(settings["mean"]),
+        std=tuple(settings["std"]),
+        cover=exact and mode == "center",
     )
-    return replace(base, interpolation=settings.get("interpolation") or "bilinear")

@@ -1,0 +1,194 @@
+"""A Vision Transformer of the user's own, in plain torch, through an adapter."""
+
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import vitxr  # noqa: E402
+from vitxr.errors import ArgumentError, ModelError  # noqa: E402
+from vitxr.models import Adapter, Preprocess  # noqa: E402
+from vitxr.models.capture import capture  # noqa: E402
+
+nn = torch.nn
+
+
+class Block(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+        self.heads = heads
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.norm1(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.out(
+            nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        )
+        return x + self.mlp(self.norm2(x))
+
+
+class Own(nn.Module):
+    """Two class-like tokens, patches of 4 x 8 px, an order of patches to choose."""
+
+    def __init__(self, size=(16, 32), prefix=1, columns_first=False, after=0, twice=False):
+        super().__init__()
+        torch.manual_seed(0)
+        rows, columns = size[0] // 4, size[1] // 8
+        self.cut = nn.Conv2d(3, 24, (4, 8), stride=(4, 8))
+        self.cls_token = nn.Parameter(torch.randn(1, 1, 24))
+        self.extra = nn.Parameter(torch.randn(1, prefix - 1 + after, 24))
+        self.place = nn.Parameter(torch.randn(1, prefix + after + rows * columns, 24))
+        self.stack = nn.ModuleList(Block(24, 3) for _ in range(4))
+        self.head = nn.Linear(24, 3)
+        self.prefix, self.columns_first, self.twice = prefix, columns_first, twice
+
+    def forward(self, images):
+        cells = self.cut(images)
+        cells = cells.transpose(2, 3) if self.columns_first else cells
+        cells = cells.flatten(2).transpose(1, 2)
+        before, after = self.extra.split(
+            [self.prefix - 1, self.extra.shape[1] - self.prefix + 1], 1
+        )
+        n = len(images)
+        parts = [self.cls_token, before, cells, after]
+        x = torch.cat([p.expand(n, -1, -1) for p in parts], 1) + self.place
+        for block in self.stack:
+            x = block(x)
+            x = block(x) if self.twice else x
+        return self.head(x[:, 0])
+
+
+ADAPTER = Adapter(blocks="stack", prefix=("class",), patch=(4, 8), input_size=(16, 32), heads=3)
+
+
+def states(module, images):
+    """Every block's output, by running the parts one by one."""
+    with torch.inference_mode():
+        cells = module.cut(images).flatten(2).transpose(1, 2)
+        x = torch.cat([module.cls_token.expand(len(images), 1, 24), cells], 1) + module.place
+        out = [x]
+        for block in module.stack:
+            out.append(block(out[-1]))
+    return [x.numpy() for x in out]
+
+
+def test_it_is_captured():
+    module = Own().eval()
+    model = vitxr.load_model(module, adapter=ADAPTER)
+    assert (model.grid, model.channels, model.prefix) == ((4, 4), 24, ("class",))
+    batch = torch.rand((3, 3, 16, 32))
+    got = capture(model, batch, [0, 3], ["activation", "prefix", "embedding"])
+    own = states(module, batch)
+    np.testing.assert_allclose(got["prefix"][:, 1], own[4][:, :1], rtol=1e-5, atol=1e-6)
+    for r, c in [(0, 0), (1, 3), (3, 2)]:
+        token = 1 + 4 * r + c
+        np.testing.assert_allclose(got["embedding"][:, :, r, c], own[0][:, token], atol=1e-6)
+        for i, layer in enumerate([0, 3]):
+            np.testing.assert_allclose(
+                got["activation"][:, i, :, r, c], own[layer + 1][:, token], rtol=1e-5, atol=1e-5
+            )
+
+
+def test_extraction_with_classes_and_preprocessing():
+    adapter = Adapter(
+        blocks=[f"stack.{i}" for i in range(4)], prefix=("class",), patch=(4, 8),
+        input_size=(16, 32), heads=3, classes=("cat", "dog", "owl"),
+        preprocess=Preprocess(resize=(16, 32), mean=(0.5,) * 3, std=(0.5,) * 3),
+    )  # fmt: skip
+    module = Own().eval()
+    model = vitxr.load_model(module, adapter=adapter)
+    image = np.random.default_rng(0).integers(0, 256, (1, 16, 32, 3), dtype=np.uint8)
+    stim = vitxr.open_images({"one": image})
+    names = ["activation", "logits"]
+    ds = vitxr.extract(stim, model, layers=[2], shifts=None, variables=names).compute()
+    frame = torch.tensor(image).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.inference_mode():
+        logits = module(frame).numpy()
+    np.testing.assert_allclose(ds["logits"].values.reshape(1, 3), logits, rtol=1e-4, atol=1e-5)
+    assert ds["class"].values.tolist() == ["cat", "dog", "owl"]
+    tokens = states(module, frame)[3][0, 1:].T.reshape(24, 4, 4)
+    np.testing.assert_allclose(
+        ds["activation"].values.reshape(24, 4, 4), tokens, rtol=1e-4, atol=1e-5
+    )
+    assert ds.attrs["patch_width"] == 8
+
+
+def test_copies_keep_what_was_told():
+    model = vitxr.load_model(Own(), adapter=ADAPTER)
+    back = pickle.loads(pickle.dumps(model))
+    assert back.fingerprint == model.fingerprint
+    assert (back.prefix, back.block_paths) == (model.prefix, model.block_paths)
+    half = model.cast("bfloat16")
+    assert half.blocks[1] is half.module.stack[1]
+    other = vitxr.load_model(Own(), adapter=ADAPTER)
+    assert other.fingerprint == model.fingerprint
+    other.module.stack[0].norm1.eps = 0.1
+    assert other.fingerprint != model.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("module", "changes", "message"),
+    [
+        ({}, {"prefix": ()}, r"1 tokens stand before the patches|adapter says \(\)"),
+        ({}, {"prefix": ("class", "register_0")}, r"put the tokens \('class',\).*says"),
+        ({}, {"patch": 4}, r"patches of 4 x 4 px have 4 x 8 = 32 patches.*17 tokens"),
+        ({}, {"patch": (8, 4)}, r"2 x 8 = 16 patches.*change the tokens"),
+        ({}, {"input_size": (32, 32)}, r"does not take images of 32 x 32 px: RuntimeError"),
+        ({}, {"input_size": (2, 32)}, "smaller than one patch"),
+        ({}, {"blocks": "blocks"}, r"no module 'blocks'.*lists of modules: stack"),
+        ({}, {"blocks": ["stack.1", "stack.0"]}, r"run in the order \[1, 0\]"),
+        ({"twice": True}, {}, r"run in the order \[0, 0, 1, 1"),
+        ({"columns_first": True, "size": (16, 64)}, {"input_size": (16, 64)}, "row by row"),
+        ({"after": 1}, {}, r"Expected prefix tokens, then one token a patch"),
+        ({"prefix": 2}, {}, r"2 tokens stand before the patches; the adapter names 1"),
+    ],
+)  # fmt: skip
+def test_what_is_told_wrong_is_refused(module, changes, message):
+    adapter = Adapter(**{**vars(ADAPTER), **changes})
+    with pytest.raises(ModelError, match=message):
+        vitxr.load_model(Own(**module), adapter=adapter)
+
+
+def test_a_token_without_a_known_weight_is_named_by_the_adapter():
+    adapter = Adapter(**{**vars(ADAPTER), "prefix": ("class", "mood")})
+    assert vitxr.load_model(Own(prefix=2), adapter=adapter).prefix == ("class", "mood")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patch": 2.5}, "patch=2.5: expected a number of pixels"),
+        ({"input_size": (1, 2, 3)}, r"input_size=\(1, 2, 3\): expected a number of pixels"),
+        ({"prefix": "class"}, "prefix='class': expected distinct names"),
+    ],
+)
+def test_arguments(changes, message):
+    with pytest.raises(ArgumentError, match=message):
+        vitxr.load_model(Own(), adapter=Adapter(**{**vars(ADAPTER), **changes}))
+
+
+def test_where_an_adapter_does_not_go():
+    with pytest.raises(ArgumentError, match="'digits' is a name"):
+        vitxr.load_model("digits", adapter=ADAPTER)
+    with pytest.raises(ArgumentError, match="beside an adapter"):
+        vitxr.load_model(Own(), adapter=ADAPTER, input_size=32)
+    with pytest.raises(ArgumentError, match=r"expected a vitxr\.models\.Adapter"):
+        vitxr.load_model(Own(), adapter="stack")
+    with pytest.raises(ModelError, match=r"Own is not a Vision Transformer.*adapter="):
+        vitxr.load_model(Own())
+
+
+def test_the_pages_example():
+    page = (Path(__file__).parent.parent / "docs" / "models.md").read_text("utf-8")
+    (code,) = [c for c in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "Adapter(" in c]
+    space = {}
+    exec(code, space)
+    assert space["model"].grid == (4, 4)

@@ -1,0 +1,197 @@
+"""Vision Transformers of timm: block output, prefix tokens, preprocessing, loading."""
+
+import ctypes
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import vitxr  # noqa: E402
+from vitxr.errors import ModelError  # noqa: E402
+from vitxr.models.capture import capture  # noqa: E402
+
+
+def _name_torchvisions_operators():
+    """Timm imports torchvision, whose wheels may expect a torch with CUDA.
+
+    With another torch only the names of its own operators are missing, which no model here uses.
+    """
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None:
+        return None
+    folder = Path(spec.origin).parent
+    try:
+        for library in folder.glob("_C*.so"):
+            ctypes.CDLL(str(library))
+        return None
+    except OSError:
+        names = [
+            "nms",
+            "qnms",
+            "roi_align",
+            "roi_pool",
+            "ps_roi_align",
+            "ps_roi_pool",
+            "deform_conv2d",
+        ]
+        operators = torch.library.Library("torchvision", "DEF")
+        for name in (*names, *(f"_{name}_backward" for name in names[2:])):
+            operators.define(f"{name}(Tensor x) -> Tensor")
+        return operators
+
+
+_OPERATORS = _name_torchvisions_operators()
+timm = pytest.importorskip("timm")
+
+REGISTERS = ("class", *(f"register_{i}" for i in range(4)))
+MODELS = {
+    "vit_tiny_patch16_224": ({"img_size": (32, 48)}, ("class",)),
+    "vit_small_patch14_reg4_dinov2": ({"img_size": 56}, REGISTERS),
+    "deit_tiny_distilled_patch16_224": ({"img_size": 64}, ("class", "distillation")),
+    "beit_base_patch16_224": ({"img_size": 64, "embed_dim": 48, "num_heads": 4}, ("class",)),
+    "vit_base_patch16_clip_224": ({"img_size": 64, "embed_dim": 48, "num_heads": 4}, ("class",)),
+    "vit_base_patch16_siglip_224": ({"img_size": 64, "embed_dim": 48, "num_heads": 4}, ()),
+    "vit_small_patch16_dinov3": ({"img_size": 64}, REGISTERS),
+    "deit3_small_patch16_224": ({"img_size": 64}, ("class",)),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def made(request, tmp_path_factory):
+    options, prefix = MODELS[request.param]
+    options = {**options, "depth": 3}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = timm.create_model(request.param, **options).eval()
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(0)
+        for parameter in module.parameters():
+            parameter += 0.1 * torch.rand(parameter.shape, generator=generator) - 0.05
+    folder = tmp_path_factory.mktemp("timm")
+    # A folder as timm's own push to the hub writes it; sizes as lists, as JSON has them.
+    timm.models.save_for_hf(module, folder, safe_serialization=True, model_args=options)
+    return request.param, module, prefix, folder
+
+
+def pixels(model, frames=2):
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand((frames, 3, *model.input_size), generator=generator) * 2 - 1
+
+
+def close(a, b):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_block_output(made):
+    _, module, prefix, folder = made
+    model = vitxr.load_model(folder)
+    assert model.prefix == prefix
+    assert len(model.prefix) == module.num_prefix_tokens
+    assert model.grid == module.patch_embed.grid_size
+    batch = pixels(model)
+    with torch.inference_mode():
+        _, own = module.forward_intermediates(
+            batch, indices=[0, 1, 2], return_prefix_tokens=True, output_fmt="NCHW"
+        )
+    names = ["activation", *(["prefix"] if prefix else [])]
+    got = capture(model, batch, [0, 1, 2], names)
+    for layer, output in enumerate(own):
+        maps, tokens = output if isinstance(output, tuple) else (output, None)
+        close(got["activation"][:, layer], maps.numpy())
+        if prefix:
+            close(got["prefix"][:, layer], tokens.numpy())
+
+
+def test_a_module_in_memory_is_the_same(made):
+    _, module, _, folder = made
+    model = vitxr.load_model(module)
+    assert model.fingerprint == vitxr.load_model(folder).fingerprint
+    if model.classes:
+        batch = pixels(model)
+        with torch.inference_mode():
+            close(capture(model, batch, [2], ["logits"])["logits"], module(batch).numpy())
+
+
+@pytest.mark.parametrize("shape", [(50, 41), (30, 90), (24, 25)])
+def test_preprocessing(made, shape):
+    from PIL import Image
+
+    _, module, _, folder = made
+    model = vitxr.load_model(folder)
+    config = timm.data.resolve_data_config({"input_size": (3, *model.input_size)}, model=module)
+    own = timm.data.create_transform(**config, is_training=False)
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    expected = own(Image.fromarray(image)).numpy()
+    np.testing.assert_allclose(model.preprocess(image), expected, atol=1e-6)
+    assert model.preprocessing()["interpolation"] == config["interpolation"]
+
+
+# What timm does to BEiT's biases warns; the numbers are compared below.
+@pytest.mark.filterwarnings("ignore:torch.searchsorted", "ignore:Using a non-tuple")
+def test_other_image_sizes(made):
+    name, _, _, folder = made
+    step = 14 if "14" in name else 16
+    size = (4 * step, 6 * step)
+    if MODELS[name][0]["img_size"] == (32, 48):
+        with pytest.raises(ModelError, match=r"made for images of 32 x 48 px.*square grids only"):
+            vitxr.load_model(folder, input_size=size)
+        return
+    model = vitxr.load_model(folder, input_size=size)
+    assert model.grid == (4, 6)
+    weights = str(folder / "model.safetensors")
+    options = {**MODELS[name][0], "depth": 3, "img_size": size}
+    own = timm.create_model(
+        name, pretrained=True, pretrained_cfg_overlay={"file": weights}, **options
+    )
+    batch = pixels(model)
+    with torch.inference_mode():
+        expected = own.eval().forward_intermediates(batch, indices=[2], intermediates_only=True)
+    close(capture(model, batch, [2], ["activation"])["activation"][:, 0], expected[0].numpy())
+    assert model.preprocess(np.zeros((90, 50, 3), np.uint8)).shape == (3, *size)
+
+
+def test_what_is_not_one_grid_is_refused():
+    module = timm.create_model("swin_tiny_patch4_window7_224", embed_dim=24, depths=(1, 1, 1, 1))
+    with pytest.raises(ModelError, match="SwinTransformer has no `blocks` with attention on one"):
+        vitxr.load_model(module)
+    module = timm.create_model("samvit_base_patch16", embed_dim=24, depth=2, img_size=64)
+    with pytest.raises(ModelError, match=r"block blocks\.0 is \(4, 4, 4, 24\)"):
+        vitxr.load_model(module)
+
+
+def test_names(monkeypatch, made):
+    import huggingface_hub
+
+    _, _, _, folder = made
+    asked = []
+
+    def info(self, name, **_):
+        asked.append(name)
+        return type("Info", (), {"sha": "3f49326eb077187dfe1c2a2bb15fbd74e6ab91e3"})
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(folder))
+    model = vitxr.load_model("timm:vit_base_patch16_224")
+    assert asked == ["timm/vit_base_patch16_224.augreg2_in21k_ft_in1k"]
+    assert model.name == "timm:vit_base_patch16_224"
+    assert model.revision == "3f49326eb077187dfe1c2a2bb15fbd74e6ab91e3"
+    assert set(model.versions()) == {"torch_version", "timm_version"}
+
+
+def test_unknown_names():
+    with pytest.raises(ModelError, match=r"'vit_base_patch16_225'; the nearest: timm:vit_base_pat"):
+        vitxr.load_model("timm:vit_base_patch16_225")
+
+
+def test_only_safetensors(made, tmp_path):
+    _, _, _, folder = made
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"pickled")
+    with pytest.raises(ModelError, match="no safetensors weights"):
+        vitxr.load_model(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"cut short")
+    with pytest.raises(ModelError, match="cannot be loaded from"):
+        vitxr.load_model(tmp_path)
