@@ -169,7 +169,8 @@ def test_a_text_model(tmp_path):
 def test_a_model_with_tokens_after_the_patches():
     config = transformers.YolosConfig(
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
-        image_size=[32, 32], patch_size=8, num_detection_tokens=5, use_mid_position_embeddings=False,
+        image_size=[32, 32], patch_size=8, num_detection_tokens=5,
+        use_mid_position_embeddings=False,
     )  # fmt: skip
     with pytest.raises(ModelError, match=r"4 x 4 = 16 patches.*Expected prefix tokens, then one"):
         vitxr.load_model(transformers.YolosModel(config))
