@@ -9,7 +9,7 @@ transformers = pytest.importorskip("transformers")
 
 import vitxr  # noqa: E402
 from vitxr.errors import ArgumentError, ModelError  # noqa: E402
-from vitxr.models.backbone import Backbone  # noqa: E402
+from vitxr.models import Adapter  # noqa: E402
 from vitxr.models.capture import capture  # noqa: E402
 from vitxr.models.sites import SITES, find_sites  # noqa: E402
 
@@ -69,21 +69,10 @@ def made(name):
     return module
 
 
-def loaded(module):
-    if "DINOv3" not in type(module).__name__:
-        return vitxr.load_model(module)
-    registers = tuple(f"register_{i}" for i in range(module.config.num_register_tokens))
-    return Backbone(
-        name="dinov3", revision="", module=module, blocks=tuple(module.model.layer),
-        embeddings=module.embeddings, prefix=("class", *registers), channels=24, heads=3,
-        patch=(8, 8), input_size=(32, 32), classes=(),
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request):
     """A model, a batch, what enters each block, what is captured, and the layers' names."""
-    model = loaded(made(request.param))
+    model = vitxr.load_model(made(request.param))
     batch = torch.rand((3, 3, *model.input_size))
     entered = {}
     hooks = [
@@ -260,12 +249,10 @@ class Plain(torch.nn.Module):
 
 
 def plain(**options):
-    module = Plain(**options).eval()
-    return Backbone(
-        name="plain", revision="", module=module, blocks=tuple(module.blocks),
-        embeddings=module.tokens, prefix=(), channels=16, heads=2, patch=(8, 8),
-        input_size=(16, 24), classes=("a", "b", "c"),
-    )  # fmt: skip
+    adapter = Adapter(
+        blocks="blocks", prefix=(), patch=8, input_size=(16, 24), heads=2, classes=("a", "b", "c")
+    )
+    return vitxr.load_model(Plain(**options).eval(), adapter=adapter)
 
 
 def test_a_fused_projection():

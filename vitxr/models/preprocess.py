@@ -131,8 +131,8 @@ def _centre(have: int, want: int) -> tuple[slice, slice]:
 def output_size(processor: Any) -> tuple[int, int] | None:
     """Return the height and width that images of all sizes come out with; None if they vary."""
     if isinstance(processor, Preprocess):
-        exact = isinstance(processor.resize, tuple) and not processor.cover
-        return processor.crop or (processor.resize if exact else None)
+        resize = processor.resize if not processor.cover else None
+        return processor.crop or (resize if isinstance(resize, tuple) else None)
     cropped = getattr(processor, "do_center_crop", None)
     size = getattr(processor, "crop_size" if cropped else "size", None) or {}
     sides = dict(size)
