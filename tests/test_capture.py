@@ -389,11 +389,18 @@ def test_tensors_of_what_is_not_on_the_grid(everything):
         everything.vit.neuron_tensor(layer=None)
 
 
-def test_a_tensor_of_hidden_units_goes_on(everything):
+def test_a_tensor_of_hidden_units_goes_on(everything, tmp_path):
     """Factors, and files, take it as they take any other."""
     t = everything.vit.neuron_tensor(layer=2, feature_maps=6, variable="mlp_hidden")
     factors = t.vit.factorize(rank=2, max_iter=20)
     assert factors.attrs["variable"] == "mlp_hidden"
+    other = everything.vit.neuron_tensor(
+        layer=2, feature_maps=t["feature_map"].values[::24], variable="gate"
+    )
+    with pytest.raises(DataError, match="the factors are of variable 'mlp_hidden', the tensor of"):
+        factors.vit.explained(other)
+    back = vitxr.read_mat(t.vit.to_mat(tmp_path / "t.mat"))
+    assert (back.name, back.attrs["variable"]) == ("mlp_hidden", "mlp_hidden")
     assert factors["neuron_factor"].sizes["neuron"] == 6 * 24
 
 

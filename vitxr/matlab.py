@@ -153,6 +153,7 @@ def read_mat(path: str | Path) -> xr.DataArray:
                 t = t.assign_coords({key: (dim, column(key))})
     if "attributes" in content:
         t.attrs = json.loads(str(content["attributes"].item()))
+        t.name = t.attrs.get("variable", t.name)
     if "coordinate_attributes" in content:
         for key, attrs in json.loads(str(content["coordinate_attributes"].item())).items():
             if key in t.coords:

@@ -209,9 +209,7 @@ def activity(ds: xr.Dataset, rectify: bool = True, variable: str = "activation")
 
 
 def _whose(ds: xr.Dataset, variable: str) -> dict[str, Any]:
-    """Attributes that say whose maps they are, where they are not those of ``activation``."""
-    if variable == "activation":
-        return {}
+    """Attributes that say whose maps they are."""
     head = {"head": int(ds["head"])} if "head" in _dims_of(ds[variable], variable) else {}
     return {"variable": variable, **head}
 

@@ -15,7 +15,7 @@ __all__ = ["difference", "label_at", "other_source"]
 #: Coordinates that say what a label stands for: equal labels may stand for other things.
 MEANING = ("offset_y", "offset_x", "sha256")
 #: Attributes by which two tensors show that they come from other activations.
-SOURCE = ("model_fingerprint", "preprocess", "precision", "layer")
+SOURCE = ("model_fingerprint", "preprocess", "precision", "variable", "head", "layer")
 #: Attributes by which they show that something else was done to these.
 TREATMENT = ("rectify", "normalize", "smoothing")
 
