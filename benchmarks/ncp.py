@@ -6,7 +6,8 @@ once (some minutes) and kept in the temporary folder.
 
     python benchmarks/ncp.py [ROW ...]
 
-Rows: one-fit, ensemble, tensorly, out-of-core, memory; all if none is named.
+Rows: one-fit, ensemble, tensorly, out-of-core, out-of-core-zstd, memory, workers; all if none is
+named. Each by itself takes a few minutes, tensorly longer.
 
 The peer of the first two is tensortools' ``ncp_hals`` where it can be imported, else its literal
 transcription, whose products are the same BLAS calls. All sides have the same float32 data, starts,
@@ -31,6 +32,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -63,14 +65,14 @@ ROUNDS = 3
 
 
 @functools.cache
-def products_seconds(columns: int) -> float:
+def products_seconds(columns: int, threads: int | None = None) -> float:
     """Seconds of a pass's two products with so many columns: a bare loop, the best block."""
     x = tensor().reshape(len(tensor()), -1)
     rng = np.random.default_rng(0)
     lead = rng.random((columns, x.shape[1]), np.float32)
     factor = rng.random((columns, len(x)), np.float32)
     times = []
-    with blocks.own_threads() as pool:
+    with blocks.own_threads(threads) as pool:
         edges = np.linspace(0, len(x), pool.threads + 1).astype(int)
         for rows in (128, 256, 512, 907):
 
@@ -251,7 +253,7 @@ def scratch() -> Iterator[Path]:
         yield Path(folder)
 
 
-def store(path: Path, times: int, chunk: int) -> xr.DataArray:
+def store(path: Path, times: int, chunk: int, packed: bool) -> xr.DataArray:
     """Write the tensor several times over along neurons, each part a little larger; open it."""
     import dask.array as da
 
@@ -261,7 +263,8 @@ def store(path: Path, times: int, chunk: int) -> xr.DataArray:
         da.concatenate(parts).rechunk((chunk, -1, -1)),
         dims=("neuron", "image", "shift"), name="activation",
     )  # fmt: skip
-    t.to_zarr(path, consolidated=False)
+    plain = {"activation": {"compressors": None}}
+    t.to_zarr(path, consolidated=False, encoding={} if packed else plain)
     return xr.open_dataarray(path, engine="zarr", chunks={}, consolidated=False)
 
 
@@ -298,53 +301,93 @@ def bare_read(path: Path) -> float:
         return time.perf_counter() - began
 
 
-def passes(t: xr.DataArray, path: Path, count: int, cold: bool) -> list[float]:
-    """Seconds of each iteration, all nine models, on a tensor that stays in its store."""
+def passes(
+    t: xr.DataArray, count: int, path: Path | None = None, client: Any = None
+) -> list[float]:
+    """Seconds of each iteration, all nine models, on a tensor that stays where it is.
+
+    With a path the page cache forgets what is there before each of them.
+    """
     stamps, last = [], len(ALL) - 1
     starts = [hals.random_start(t.shape, rank, 1e4, n) for n, rank in enumerate(ALL)]
 
     def stamp(number: int, *_: object) -> None:
         if number == last:
             now = time.perf_counter()
-            if cold:
+            if path is not None:
                 forget(path)
             stamps.append((now, time.perf_counter()))
 
     with blocks.own_threads() as pool:
         hals.fit_models(
-            t.data, starts, norm=1e4, tol=-math.inf, max_iter=count + 1, pool=pool, callback=stamp
-        )
+            t.data, starts, norm=1e4, tol=-math.inf, max_iter=count + 1, pool=pool, callback=stamp,
+            client=client,
+        )  # fmt: skip
     return [b[0] - a[1] for a, b in itertools.pairwise(stamps)]
 
 
-def out_of_core() -> None:
-    """An iteration of nine models on a store of four times the memory allowed."""
-    times, columns = 4, sum(ALL)
+def out_of_core(packed: bool = False) -> None:
+    """An iteration of nine models on a store that is larger than what is read into memory."""
+    columns = sum(ALL)
+    times = checks.IN_MEMORY_BYTES // tensor().nbytes + 2
     with scratch() as folder:
-        t = store(folder / "t.zarr", times, chunk=392)
+        t = store(folder / "t.zarr", times, 784, packed)
         size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-        products = times * products_seconds(columns)
-        with allowed(t.nbytes // times):
-            for state in ("in the page cache", "from disk"):
-                cold = state == "from disk"
-                ratios, own, reads = [], [], []
-                for _ in range(ROUNDS):
-                    if cold:
-                        forget(folder)
-                    reads.append(bare_read(folder / "t.zarr"))
-                    own += passes(t, folder, 2, cold)
-                bound = max(statistics.median(reads), products)
-                ratios = [seconds / bound for seconds in own]
-                print(
-                    f"an iteration out of core, 9 models, {state} / the larger of one read and the "
-                    f"products: {spread(ratios)}; to reach at most 1.3; {spread(own)} s; read "
-                    f"{spread(reads)} s, products {products:.2f} s, both one after the other "
-                    f"{statistics.median(reads) + products:.2f} s\n"
-                    f"    limits: {size / 1e9:.2f} GB read of a tensor of {t.nbytes / 1e9:.2f} GB, "
-                    f"{4e-9 * t.size * columns:.0f} GFlop at "
-                    f"{4e-9 * t.size * columns / products:.0f} GFlop/s",
-                    flush=True,
-                )
+        for state in ("in the page cache", "from disk"):
+            ratios, own, reads, products = [], [], [], []
+            for _ in range(ROUNDS):
+                cold = folder if state == "from disk" else None
+                if cold:
+                    forget(cold)
+                reads.append(bare_read(folder / "t.zarr"))
+                products_seconds.cache_clear()
+                products.append(times * products_seconds(columns))
+                if cold:
+                    forget(cold)
+                found = passes(t, 2, cold)
+                own += found
+                ratios += [seconds / max(reads[-1], products[-1]) for seconds in found]
+            print(
+                f"an iteration out of core, 9 models, {'zstd' if packed else 'uncompressed'}, "
+                f"{state} / the larger of one read and the products: {spread(ratios)}; to reach at "
+                f"most 1.3; {spread(own)} s; read {spread(reads)} s, products {spread(products)} s"
+                f"\n    limits: {size / 1e9:.2f} GB read of a tensor of {t.nbytes / 1e9:.2f} GB, "
+                f"{4e-9 * t.size * columns:.0f} GFlop at "
+                f"{4e-9 * t.size * columns / statistics.median(products):.0f} GFlop/s",
+                flush=True,
+            )
+
+
+def workers() -> None:
+    """An iteration of nine models on two Dask workers against one, with one thread each."""
+    from distributed import Client, LocalCluster
+
+    for times in (1, 4):
+        seconds: dict[int, list[float]] = {1: [], 2: []}
+        bare: list[float] = []
+        with scratch() as folder:
+            t = store(folder / "t.zarr", times, 392, packed=False)
+            for _ in range(ROUNDS):
+                products_seconds.cache_clear()
+                bare.append(products_seconds(sum(ALL), 1) / products_seconds(sum(ALL), 2))
+                for n, found in seconds.items():
+                    with (
+                        LocalCluster(
+                            n_workers=n, threads_per_worker=1, processes=True, memory_limit=None,
+                            dashboard_address=":0",
+                        ) as cluster,
+                        Client(cluster) as client,
+                    ):  # fmt: skip
+                        found.append(statistics.median(passes(t, 5, client=client)))
+        rates = [one / two for one, two in zip(*seconds.values(), strict=True)]
+        print(
+            f"two Dask workers against one, 9 models, {len(t)} neurons: {spread(rates)} x the "
+            f"rate; to reach 1.7 x; bare products in two threads against one {spread(bare)} x; "
+            f"an iteration takes {spread(seconds[1])} and {spread(seconds[2])} s\n"
+            f"    limits: {4e-9 * t.size * sum(ALL):.0f} GFlop; "
+            f"{16e-6 * sum(ALL) * sum(t.shape[1:]):.1f} MB to each worker and about as much back",
+            flush=True,
+        )
 
 
 def memory() -> None:
@@ -352,7 +395,7 @@ def memory() -> None:
     allowance = 1 << 30
     times = -(-4 * allowance // tensor().nbytes)
     with scratch() as folder:
-        size = store(folder / "t.zarr", times, chunk=392).nbytes
+        size = store(folder / "t.zarr", times, 392, packed=True).nbytes
         lines = subprocess.run(
             [sys.executable, __file__, "peak", str(folder / "t.zarr"), str(allowance)],
             capture_output=True, text=True, check=True,
@@ -387,7 +430,9 @@ ROWS = {
     "ensemble": ensemble,
     "tensorly": tensorly,
     "out-of-core": out_of_core,
+    "out-of-core-zstd": functools.partial(out_of_core, packed=True),
     "memory": memory,
+    "workers": workers,
 }
 
 if __name__ == "__main__":

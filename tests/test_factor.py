@@ -332,7 +332,7 @@ def test_bad_values_are_named_where_another_dimension_is_walked_over(monkeypatch
 def test_chunks_that_fill_the_memory_are_refused(monkeypatch):
     monkeypatch.setattr(checks, "IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(blocks, "MEMORY_BYTES", T.nbytes)
-    with pytest.raises(DataError, match=r"one of neuron, .*rechunk it, t.chunk\(neuron=2\)"):
+    with pytest.raises(DataError, match=r"one of neuron, .*rechunk it, t.chunk\(neuron=1\)"):
         factorize(T.chunk(), 2)
     factorize(T.chunk(neuron=2), 2, max_iter=2)
 

@@ -1,5 +1,7 @@
 """The nonnegative CP kernel, against a plain transcription of the algorithm and identities."""
 
+import threading
+
 import dask.array as da
 import numpy as np
 import pytest
@@ -186,21 +188,64 @@ def test_dask_equals_numpy(chunks):
     assert blocks.squared_norm(da.from_array(x, chunks=chunks)) == pytest.approx((x**2).sum())
 
 
-def test_dask_holds_one_chunk_of_the_first_axis_at_a_time():
-    seen = []
+def test_dask_holds_one_chunk_and_the_next_at_a_time():
+    began, chunks = [], ((4, 4, 2, 6), (3,))
+    come = {low: threading.Event() for low in (0, 4, 8, 10)}
 
     def make(block_info=None):
         where = block_info[None]["array-location"]
-        seen.append(where[0])
+        began.append(where[0])
+        come[where[0][0]].set()
         return np.ones([b - a for a, b in where])
 
-    x = da.map_blocks(make, chunks=((4, 4, 2), (3,)), dtype=float, meta=np.empty((0, 0)))
-    seen.clear()
+    x = da.map_blocks(make, chunks=chunks, dtype=float, meta=np.empty((0, 0)))
+    began.clear()
     walk = blocks.row_blocks(x, rows=3)
     where, block = next(walk)
-    assert (where, block.shape, seen) == (slice(0, 3), (3, 3), [(0, 4)])
-    assert [w for w, _ in walk] == [slice(3, 4), slice(4, 7), slice(7, 8), slice(8, 10)]
-    assert seen == [(0, 4), (4, 8), (8, 10)]
+    assert (where, block.shape) == (slice(0, 3), (3, 3))
+    assert come[4].wait(10)  # it is read while the first is worked on
+    assert [next(walk)[0], began] == [slice(3, 4), [(0, 4), (4, 8)]]
+    assert [next(walk)[0], come[8].wait(10)] == [slice(4, 7), True]
+    assert began == [(0, 4), (4, 8), (8, 10)]  # and nothing beyond
+    walk.close()
+    assert began == [(0, 4), (4, 8), (8, 10)]
+    began.clear()
+    assert [w.stop for w, _ in blocks.row_blocks(x, 3)] == [3, 4, 7, 8, 10, 13, 16]
+    assert began == [(0, 4), (4, 8), (8, 10), (10, 16)]
+
+
+def test_errors_in_a_chunk_come_out():
+    def make(block_info=None):
+        if block_info[None]["array-location"][0][0] == 4:
+            raise OSError("the disk is gone")
+        return np.ones((2, 3))
+
+    x = da.map_blocks(make, chunks=((2, 2, 2), (3,)), dtype=float, meta=np.empty((0, 0)))
+    seen = []
+    walk = blocks.row_blocks(x, rows=2)
+    with pytest.raises(OSError, match="the disk is gone"):
+        seen.extend(where for where, _ in walk)
+    assert seen == [slice(0, 2), slice(2, 4)]
+
+
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=6),
+    st.lists(st.integers(1, 3), min_size=1, max_size=3),
+    st.integers(1, 9),
+    st.integers(1, 3),
+)
+def test_chunks_are_read_whole_and_in_order(rows, columns, most, threads):
+    x = np.random.default_rng(0).random((sum(rows), sum(columns), 2))
+    lazy = blocks.ready(da.from_array(x, chunks=(tuple(rows), tuple(columns), 1)))
+    for share in blocks.shares(lazy, most, threads):
+        for where, block in blocks.row_blocks(lazy, most, share):
+            np.testing.assert_array_equal(block, x[where].reshape(len(block), -1))
+    pieces = [p for share in blocks.shares(lazy, most, threads) for p in share]
+    assert [p.start for p in pieces[1:]] == [p.stop for p in pieces[:-1]]
+    assert (pieces[0].start, pieces[-1].stop) == (0, len(x))
+    assert {p.start for p in pieces} <= {0, *np.cumsum(rows)}
+    # Joined chunks are no longer than a block.
+    assert all(p.stop - p.start <= most or p.stop - p.start in rows for p in pieces)
 
 
 def test_a_view_in_another_order_gives_the_same():

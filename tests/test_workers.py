@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import dask.array as da
 import numpy as np
@@ -34,8 +35,14 @@ def client():
         yield client
 
 
-def held(client):
-    return client.run(lambda: len(workers._HELD))
+def held(client, patience=10.0):
+    """Actors left on each worker; they go when the scheduler hears that nobody refers to them."""
+    until = time.monotonic() + patience
+    while True:
+        left = client.run(lambda dask_worker: len(dask_worker.state.actors))
+        if not any(left.values()) or time.monotonic() > until:
+            return left
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("chunks", [(17, 9, 8), (80, 3, 8)])

@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vitxr.factor.reading import Chunks, ahead
+
 __all__ = [
     "Pool",
     "block_rows",
     "blocked_mode",
     "own_threads",
+    "ready",
     "relative_residuals",
     "rotate",
     "row_blocks",
@@ -38,8 +41,13 @@ MIN_ROWS, MAX_ROWS = 64, 1024
 #: Bytes of a Dask tensor that may be in memory: a smaller one is read once, of a larger one as
 #: much at a time.
 MEMORY_BYTES = 2 << 30
-#: Copies of what is read that exist at the same time: its chunks, their sum, it in another order.
-COPIES = 3
+#: Copies of what is read that exist at the same time: what is worked on, and of what comes next
+#: its chunks, their sum, it in another order.
+COPIES = 4
+#: Chunks with fewer rows are read together, if that takes no more than such a part of the memory.
+FEW_ROWS, JOINED = 256, 1 / 8
+#: Bytes of which one is touched so that all are read from a file that is mapped into memory.
+PAGE_BYTES = 4096
 #: A residual below this is taken from products in float64.
 SMALL = 1e-3
 
@@ -69,9 +77,15 @@ class Pool:
                     future.exception()
             raise
 
+    def each(self, task: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+        """Call a task with every item, divided evenly among the threads."""
+        parts = [items[i :: self.threads] for i in range(min(self.threads, len(items)))]
+        done = self.map(lambda part: [task(item) for item in part], parts)
+        return [done[i % len(parts)][i // len(parts)] for i in range(len(items))]
+
 
 @contextmanager
-def own_threads(threads: int | None = None) -> Iterator[Pool]:
+def own_threads(threads: int | None = None, libraries: Any = None) -> Iterator[Pool]:
     """Threads over blocks, and one thread for each BLAS call within them.
 
     BLAS libraries keep their idle threads spinning: two libraries, or a library and our threads,
@@ -79,18 +93,26 @@ def own_threads(threads: int | None = None) -> Iterator[Pool]:
     use, so that ``OMP_NUM_THREADS`` and ``threadpoolctl.threadpool_limits`` mean what they mean
     elsewhere, and no more than the process has cores.
 
+    Parameters
+    ----------
+    threads
+        How many, where that is known.
+    libraries
+        A ``threadpoolctl.ThreadpoolController``, where there is one already.
+
     Examples
     --------
     >>> with own_threads(2) as pool:
     ...     pool.map(lambda share: sum(share), [[1, 2], [3, 4], [5]])
     [3, 7, 5]
     """
-    from threadpoolctl import threadpool_info, threadpool_limits
+    from threadpoolctl import ThreadpoolController
 
+    libraries = libraries or ThreadpoolController()
     if threads is None:
-        allowed = [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
+        allowed = [lib["num_threads"] for lib in libraries.info() if lib["user_api"] == "blas"]
         threads = max(1, min(max(allowed, default=1), _cores()))
-    with threadpool_limits(1, user_api="blas"):
+    with libraries.limit(limits=1, user_api="blas"):
         if threads == 1:
             yield Pool(1, None)
         else:
@@ -164,11 +186,20 @@ def _mapped(x: Any) -> bool:
     return False
 
 
+def ready(x: Any) -> Any:
+    """Make a Dask array ready to be read many times; any other array is left as it is.
+
+    What comes out is for :func:`shares` and :func:`row_blocks`, which take Dask arrays too.
+    """
+    return Chunks(x) if hasattr(x, "__dask_graph__") else x
+
+
 def shares(x: Any, rows: int, threads: int) -> list[Share]:
     """Divide the first axis among threads.
 
-    A chunk of a Dask array goes to one thread, and no more threads are used than may hold their
-    chunks in memory at the same time; an array in memory is divided between blocks.
+    A chunk of a Dask array goes to one thread, small ones several at a time, and no more threads
+    are used than may hold their chunks in memory at the same time; an array in memory is divided
+    between blocks.
 
     Returns
     -------
@@ -183,8 +214,10 @@ def shares(x: Any, rows: int, threads: int) -> list[Share]:
     """
     n = x.shape[0]
     if hasattr(x, "chunks"):
-        edges = np.cumsum([0, *x.chunks[0]]).tolist()
         threads = max(1, min(threads, MEMORY_BYTES // (COPIES * slab_bytes(x))))
+        of_row = math.prod(x.shape[1:]) * x.dtype.itemsize
+        most = int(JOINED * MEMORY_BYTES / (COPIES * threads * of_row))
+        edges = _joined(x.chunks[0], min(FEW_ROWS, rows, -(-n // threads), most))
     else:
         even = -(-n // threads)  # small arrays are divided evenly
         step = min(rows, even) if even >= MIN_ROWS else rows
@@ -197,14 +230,32 @@ def shares(x: Any, rows: int, threads: int) -> list[Share]:
     return [share for share in out if share]
 
 
+def _joined(chunks: Sequence[int], most: int) -> list[int]:
+    """Edges of chunks, of which neighbours are joined while together they are no more than that.
+
+    Examples
+    --------
+    >>> _joined((2, 2, 2, 5, 1), most=4)
+    [0, 4, 6, 11, 12]
+    """
+    edges = [0]
+    for end in itertools.accumulate(chunks):
+        if len(edges) > 1 and end - edges[-2] <= most:
+            edges[-1] = end
+        else:
+            edges.append(end)
+    return edges
+
+
 def row_blocks(x: Any, rows: int, share: Share | None = None) -> Iterator[tuple[slice, Array]]:
     """Walk over an array along its first axis, as matrices.
 
     Parameters
     ----------
     x
-        A NumPy array, or a Dask array, of which one chunk of the first axis is in memory at a
-        time, with all that lies beside it on the other axes.
+        A NumPy array, or a Dask array, of which two chunks of the first axis are in memory at a
+        time, with all that lies beside them on the other axes: one is read, in a thread of its
+        own, while the one before is worked on. So is a file that is mapped into memory.
     rows
         Most rows of a block.
     share
@@ -225,11 +276,24 @@ def row_blocks(x: Any, rows: int, share: Share | None = None) -> Iterator[tuple[
     columns = math.prod(x.shape[1:])
     if share is None:
         share = [s for part in shares(x, rows, 1) for s in part]
-    for piece in share:
-        part = x[piece]
-        if hasattr(part, "compute"):
-            part = part.compute(scheduler="synchronous")  # the threads are those of the caller
-        part = np.asarray(part).reshape(piece.stop - piece.start, columns)
+    x = ready(x)
+
+    def read(piece: slice) -> Array:
+        part = x.read(piece) if isinstance(x, Chunks) else np.asarray(x[piece])
+        return part.reshape(piece.stop - piece.start, columns)
+
+    def fetch(piece: slice) -> Array:
+        part = read(piece)
+        part.reshape(-1).view(np.uint8)[::PAGE_BYTES].max()  # waits for the file, here
+        return part
+
+    if isinstance(x, Chunks):
+        parts: Iterable[tuple[slice, Array]] = ahead(read, share)
+    elif _mapped(x):
+        parts = ahead(fetch, share)
+    else:
+        parts = ((piece, read(piece)) for piece in share)
+    for piece, part in parts:
         for low in range(0, len(part), rows):
             high = min(low + rows, len(part))
             yield slice(piece.start + low, piece.start + high), part[low:high]

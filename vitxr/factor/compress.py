@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitxr.factor.blocks import MAX_ROWS, Pool, Share, block_rows, row_blocks, shares
-from vitxr.factor.engine import Compressed
+from vitxr.factor.state import Compressed
 
 __all__ = ["TIGHTER", "compress", "directions", "pays"]
 

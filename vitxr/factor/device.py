@@ -139,6 +139,8 @@ class DeviceRows:
     process has set, and so is autocasting. Y is added up in float64 over blocks of 1024 rows.
     """
 
+    keeps = False
+
     def __init__(self, x: Any, device: str, columns: int, rows: int | None = None):
         import torch
 

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitxr.factor.blocks import Pool, blocked_mode, own_threads, rotate, squared_norm
+from vitxr.factor.blocks import Pool, blocked_mode, own_threads, ready, rotate, squared_norm
 from vitxr.factor.compress import TIGHTER, compress, directions
 from vitxr.factor.device import on_device
-from vitxr.factor.engine import Model, iterate
+from vitxr.factor.engine import iterate
 from vitxr.factor.kernels import random_start
 from vitxr.factor.masks import Masked, survey
 from vitxr.factor.rules import Rules
+from vitxr.factor.state import Model
 from vitxr.factor.workers import on_workers
 
 __all__ = ["Fit", "fit_models", "ncp_hals", "random_start"]
@@ -43,7 +44,7 @@ class Fit:
     ----------
     factors
         One matrix ``(n, rank)`` for each mode, nonnegative, columns of any length: that of the
-        mode walked over in the dtype of the data, the others float64.
+        mode walked over in the dtype of the data, the others float64. Empty if interrupted.
     history
         The relative residual after each iteration, float64.
     converged
@@ -194,7 +195,7 @@ def fit_models(
     """Fit several models at a time, each from its own start: see :func:`ncp_hals`.
 
     A KeyboardInterrupt ends the fit: models that have converged are whole, the others are marked
-    ``interrupted``, and their factors belong to different iterations.
+    ``interrupted`` and have no factors.
 
     Parameters
     ----------
@@ -273,6 +274,8 @@ def fit_models(
         raise ValueError("a compressed tensor is for plain nonnegative CP by NumPy")
     if (mask is not None and not here) or (client is not None and device is not None):
         raise ValueError("give one of mask, client and device")
+    if client is None and mask is None:
+        data = ready(data)
     masked = None if mask is None else Masked(data, mask, early)
     if norm is None:
         norm = survey(masked, pool).norm if masked else math.sqrt(squared_norm(data))
@@ -308,25 +311,29 @@ def fit_models(
         interrupted = True
         for model, flag in zip(models, flags, strict=True):
             model.converged &= model.compressed_iterations > 0 or not flag
-    return [
-        Fit(
-            tuple(model.factors[(mode - early) % modes].T for mode in range(modes)),
-            np.array(model.history),
-            model.converged,
-            model.compressed_iterations,
-            spent,
-            interrupted and not model.converged and len(model.history) < max_iter,
-            np.array(model.penalized),
+    out = []
+    for model, spent in zip(models, seconds, strict=True):
+        broken = interrupted and not model.converged and len(model.history) < max_iter
+        turned = [] if broken else [model.factors[(m - early) % modes].T for m in range(modes)]
+        out.append(
+            Fit(
+                tuple(turned),
+                np.array(model.history),
+                model.converged,
+                model.compressed_iterations,
+                spent,
+                broken,
+                np.array(model.penalized),
+            )
         )
-        for model, spent in zip(models, seconds, strict=True)
-    ]
+    return out
 
 
 def _batches(models: list[Model], data: Any, threads: int) -> list[list[Model]]:
     """Divide models into as few lists as fit into memory side by side, in their order."""
     columns = math.prod(data.shape[1:])
-    # Of each component: the Khatri-Rao product, and in each thread a product and a sum.
-    each = columns * (np.dtype(data.dtype).itemsize * (1 + threads) + 8 * (1 + threads))
+    # Of each component: the Khatri-Rao product, and in each thread two products and a sum.
+    each = columns * (np.dtype(data.dtype).itemsize * (1 + 2 * threads) + 8 * (1 + threads))
     batches: list[list[Model]] = []
     room = 0
     for model in models:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -31,13 +30,15 @@ SWEEPS = 3
 BATCH_BYTES = 256 << 10
 
 
-def khatri_rao(factors: Sequence[Array]) -> Array:
+def khatri_rao(factors: Sequence[Array], dtype: npt.DTypeLike | None = None) -> Array:
     """Column-wise Kronecker product of component-major factors.
 
     Parameters
     ----------
     factors
         Matrices ``(rank, n_m)``.
+    dtype
+        What the products, taken in the dtype of the factors, are rounded to.
 
     Returns
     -------
@@ -49,10 +50,14 @@ def khatri_rao(factors: Sequence[Array]) -> Array:
     >>> khatri_rao([np.array([[1.0, 2.0]]), np.array([[3.0, 4.0]])])
     array([[3., 4., 6., 8.]])
     """
-    return reduce(
-        lambda a, b: (a[:, :, None] * b[:, None, :]).reshape(len(a), a.shape[1] * b.shape[1]),
-        factors,
-    )
+    *others, last = factors
+    if not others:
+        return last.astype(dtype or last.dtype, copy=False)
+    first = khatri_rao(others)
+    shape = (len(first), first.shape[1], last.shape[1])
+    out = np.empty(shape, dtype or np.result_type(first, last))
+    np.multiply(first[:, :, None], last[:, None, :], out=out, casting="same_kind")
+    return out.reshape(len(first), -1)
 
 
 def contract(y: Array, factors: Sequence[Array], keep: int) -> Array:

@@ -11,13 +11,17 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from vitxr.factor.blocks import Pool, Share, row_blocks, shares
+from vitxr.factor.blocks import Pool, Share, ready, row_blocks, shares
 from vitxr.factor.kernels import hals_update
 from vitxr.factor.masks import Masked
 
 __all__ = ["Holder", "LocalRows", "Pass", "Sums", "sweep", "sweep_masked"]
 
 Array = npt.NDArray[Any]
+
+#: Blocks over which products are added up in the dtype of the data, before float64: that takes a
+#: quarter of the time, and of so few it loses nothing beside what a product itself does.
+PARTIAL = 4
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class Pass:
     ----------
     lead
         Khatri-Rao products of the other modes, those of all models below one another:
-        ``(columns, product of the other modes)``, in the dtype of the data.
+        ``(columns, product of the other modes)``, in the dtype of the data; for a
+        :class:`Keeper` ``(columns, 0)``, since it makes them itself.
     grams
         For each model the product of the other modes' Gram matrices, ``(rank, rank)``, float64;
         a penalty may have been added to its diagonal.
@@ -39,6 +44,9 @@ class Pass:
     linear
         For each column what a penalty takes off the products of its factor, ``(columns, 1)``, in
         the dtype of the data; None is nothing.
+    sides
+        For a :class:`Keeper`, the factors of each of the other modes, those of all models below
+        one another.
     """
 
     lead: Array
@@ -46,6 +54,7 @@ class Pass:
     floor: float | None
     nonnegative: bool = True
     linear: Array | None = None
+    sides: Sequence[Array] = ()
 
     @property
     def models(self) -> list[slice]:
@@ -61,7 +70,8 @@ class Sums:
     Attributes
     ----------
     y
-        ``A^T X``, of all models below one another: ``(columns, product of the other modes)``.
+        ``A^T X``, of all models below one another: ``(columns, product of the other modes)``;
+        of a :class:`Keeper` ``(columns, 0)``.
     squares
         For each model the Gram matrix of its first factor; of zeros where nothing was updated.
     inner
@@ -107,7 +117,14 @@ class Holder(Protocol):
 
     There are holders of an array in this process, on a device, and on the workers of a cluster.
     Between passes nothing but :class:`Pass` and :class:`Sums` goes in and out.
+
+    Attributes
+    ----------
+    keeps
+        Whether it is a :class:`Keeper`.
     """
+
+    keeps: bool
 
     def take(self, factor: Array) -> None:
         """Take over first factors, those of all models below one another, ``(columns, n)``."""
@@ -122,11 +139,24 @@ class Holder(Protocol):
         """Go on with some of the columns, a mask."""
 
 
+class Keeper(Holder, Protocol):
+    """A holder from which Y does not come back, but its products with the small factors."""
+
+    def contract(self, sides: Sequence[Array], keep: int) -> Array:
+        """Multiply Y of the last pass by the factors of all other modes but one.
+
+        Returns ``(columns, n_keep)``: :func:`vitxr.factor.kernels.contract`.
+        """
+
+
 class LocalRows:
     """Threads over blocks of one array, NumPy or Dask, the mode to walk over in front."""
 
+    keeps = False
+
     def __init__(self, data: Any, rows: int, pool: Pool, masked: Masked | None = None):
-        self._data, self._rows, self._pool, self._masked = data, rows, pool, masked
+        self._data = data if masked else ready(data)
+        self._rows, self._pool, self._masked = rows, pool, masked
         self._walk = shares(data, rows, pool.threads)
         self._factor: Array = np.empty((0, data.shape[0]), data.dtype)
         self._before: Array = self._factor
@@ -187,8 +217,9 @@ def sweep(
         Held while HALS runs: its many short calls would have threads wait for the interpreter.
     """
     models, out = task.models, Sums.zeros(task)
-    product = np.empty(task.lead.shape, factor.dtype)
-    for where, block in blocks:
+    product, partial = np.empty((2, *task.lead.shape), factor.dtype)
+    number = -1
+    for number, (where, block) in enumerate(blocks):
         tile = np.ascontiguousarray(factor[:, where])
         if task.floor is not None:
             mttkrp = task.lead @ block.T
@@ -203,7 +234,14 @@ def sweep(
             if task.linear is not None:
                 out.totals += tile.sum(axis=1, dtype=np.float64)
             factor[:, where] = tile
-        out.y += np.matmul(tile, block, out=product)
+        first, last = number % PARTIAL == 0, (number + 1) % PARTIAL == 0
+        np.matmul(tile, block, out=partial if first else product)
+        if not first:
+            partial += product
+        if last:
+            out.y += partial
+    if (number + 1) % PARTIAL:
+        out.y += partial
     return out
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import itertools
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import ThreadpoolController
 
 from vitxr.errors import ArgumentError, DataError
 from vitxr.factor.blocks import block_rows, own_threads
+from vitxr.factor.kernels import contract, khatri_rao
 from vitxr.factor.rows import LocalRows, Pass, Sums
 
 __all__ = ["WorkerRows", "check_client", "on_workers"]
@@ -25,18 +26,6 @@ Array = npt.NDArray[Any]
 LOOK = 1.0
 #: Seconds after an error in which a worker may turn out to be gone.
 PATIENCE = 5.0
-
-
-@dataclass
-class _Held:
-    """What one worker keeps between passes."""
-
-    data: Array
-    factor: Array
-
-
-#: In a worker's process: what it holds for each fit.
-_HELD: dict[str, _Held] = {}
 
 
 def check_client(client: Any, x: Any, mask: Any) -> None:
@@ -78,82 +67,89 @@ def on_workers(x: Any, client: Any) -> Iterator[WorkerRows]:
 
 
 class WorkerRows:
-    """The holder of rows whose rows are with workers: see :class:`vitxr.factor.rows.Holder`."""
+    """The holder of rows whose rows are with workers: see :class:`vitxr.factor.rows.Keeper`.
+
+    Small factors go to the workers, small sums come back: Khatri-Rao products and Y are as large
+    as a row of the tensor for every column, and stay there. Each worker has an actor, which it is
+    reached by without the scheduler's round of a task.
+    """
+
+    keeps = True
 
     def __init__(self, x: Any, client: Any):
-        self._client, self._token = client, uuid.uuid4().hex
-        threads = _addresses(client)
-        ranges = _ranges(x.chunks[0], list(threads.values()))
-        pairs = zip(threads, ranges, strict=True)
+        self._client = client
+        self._threads = _addresses(client)
+        ranges = _ranges(x.chunks[0], list(self._threads.values()))
+        pairs = zip(self._threads, ranges, strict=True)
         self._where = {worker: rows for worker, rows in pairs if rows.stop > rows.start}
+        self._futures: list[Any] = []
+        self._actors: dict[str, Any] = {}
 
     def load(self, x: Any) -> None:
         """Have each worker compute its rows, and keep them."""
-        pinned = {"allow_other_workers": False}
-        parts = {
-            worker: (self._client.compute(x[rows], workers=[worker], **pinned),)
-            for worker, rows in self._where.items()
-        }
-        self._each(_load, parts)
+        for worker, rows in self._where.items():
+            pinned = {"workers": [worker], "allow_other_workers": False}
+            data = self._client.compute(x[rows], **pinned)
+            self._futures.append(
+                self._client.submit(
+                    _Rows, data, self._threads[worker], actor=True, pure=False, **pinned
+                )
+            )
+        self._actors = dict(zip(self._where, self._come(self._futures), strict=True))
 
     def take(self, factor: Array) -> None:
         """Take over first factors."""
-        parts = {w: (np.ascontiguousarray(factor[:, r]),) for w, r in self._where.items()}
-        self._each(_take, parts)
+        self._each("take", {w: (factor[:, rows],) for w, rows in self._where.items()})
 
     def run(self, task: Pass) -> Sums:
         """Make one pass over the tensor."""
-        total, *others = self._each(_run, dict.fromkeys(self._where, (task,)), shared=True)
+        total, *others = self._each("run", dict.fromkeys(self._where, (task,)))
         for part in others:
             total += part
         return total
 
+    def contract(self, sides: Sequence[Array], keep: int) -> Array:
+        """Multiply Y of the last pass by the factors of all other modes but one."""
+        return np.asarray(sum(self._each("contract", dict.fromkeys(self._where, (sides, keep)))))
+
     def give(self, columns: slice) -> Array:
         """Return first factors, a copy."""
-        parts = self._each(_give, dict.fromkeys(self._where, (columns,)))
+        parts = self._each("give", dict.fromkeys(self._where, (columns,)))
         return np.concatenate(parts, axis=1)
 
     def keep(self, columns: Array) -> None:
         """Go on with some of the columns, a mask."""
-        self._each(_keep, dict.fromkeys(self._where, (columns,)))
+        self._each("keep", dict.fromkeys(self._where, (columns,)))
 
     def close(self) -> None:
-        """Free what the workers hold, of those that are left."""
-        there = _addresses(self._client)
-        self._where = {w: rows for w, rows in self._where.items() if w in there}
-        self._each(_free, dict.fromkeys(self._where, ()))
+        """Free what the workers hold: what is left of calls would keep an actor for a while."""
+        self._client.cancel(self._futures)
+        self._futures, self._actors = [], {}
 
-    def _each(
-        self, task: Callable[..., Any], given: dict[str, tuple[Any, ...]], shared: bool = False
-    ) -> list[Any]:
-        """Call a function on every worker, and return what they return, in order of rows.
+    def _each(self, method: str, given: dict[str, tuple[Any, ...]]) -> list[Any]:
+        """Call a method on every worker, and return what comes back, in order of rows."""
+        return self._come([getattr(self._actors[w], method)(*args) for w, args in given.items()])
+
+    def _come(self, futures: Sequence[Any]) -> list[Any]:
+        """Wait for futures.
 
         A worker that is gone has taken its rows along: nobody else has them.
         """
-        from distributed import wait
-
-        self._check(0)
-        client, workers, futures = self._client, list(given), []
+        out = []
         try:
-            if shared:  # the same for all, and large: sent to one, from whom the others have it
-                # (not to all: distributed's broadcast waits without end for a worker that died)
-                given = dict.fromkeys(workers, tuple(client.scatter(given[workers[0]], hash=False)))
-            for worker, arguments in given.items():
-                pinned = {"workers": [worker], "allow_other_workers": False, "pure": False}
-                futures.append(client.submit(task, self._token, *arguments, **pinned))
-            waiting = futures
-            while waiting:
-                try:
-                    waiting = list(wait(waiting, timeout=LOOK).not_done)
-                except TimeoutError:
-                    self._check(0)
-            return list(client.gather(futures))
+            for future in futures:
+                while True:
+                    try:
+                        out.append(future.result(timeout=LOOK))
+                        break
+                    except TimeoutError:
+                        self._check(0)
         except DataError:
-            client.cancel(futures)
             raise
         except Exception:
             self._check(PATIENCE)  # is it that? the scheduler may hear of it later than we do
             raise
+        return out
 
     def _check(self, patience: float) -> None:
         """Raise if a worker is gone."""
@@ -185,31 +181,33 @@ def _ranges(chunks: Sequence[int], threads: Sequence[int]) -> list[slice]:
     return [slice(a, b) for a, b in itertools.pairwise(cuts)]
 
 
-def _load(token: str, data: Array) -> None:
-    _HELD[token] = _Held(np.ascontiguousarray(data), np.empty((0, len(data)), data.dtype))
+class _Rows:
+    """In a worker's process: its rows, the same rows of the first factors, and Y."""
 
+    def __init__(self, data: Array, threads: int):
+        self._data, self._threads = np.ascontiguousarray(data), threads
+        self._factor = self._y = np.empty((0, len(data)), data.dtype)
+        self._libraries = ThreadpoolController()  # to look for them takes as long as a small pass
 
-def _take(token: str, factor: Array) -> None:
-    _HELD[token].factor = np.array(factor)  # what a task was given may not be written to
+    def take(self, factor: Array) -> None:
+        self._factor = np.array(factor)  # what was sent may not be written to
+        self._y = self._y[:0]
 
+    def run(self, task: Pass) -> Sums:
+        dtype = self._data.dtype
+        with own_threads(self._threads, self._libraries) as pool:
+            rows = LocalRows(self._data, block_rows(self._data.shape, dtype.itemsize), pool)
+            rows.take(self._factor)
+            sums = rows.run(replace(task, lead=khatri_rao(task.sides, dtype)))
+        self._y, sums.y = sums.y, np.empty((len(task.lead), 0))
+        return sums
 
-def _run(token: str, task: Pass) -> Sums:
-    from distributed import get_worker
+    def contract(self, sides: Sequence[Array], keep: int) -> Array:
+        with self._libraries.limit(limits=1, user_api="blas"):  # threads would spin on after it
+            return contract(self._y, sides, keep)
 
-    held = _HELD[token]
-    with own_threads(get_worker().state.nthreads) as pool:
-        rows = LocalRows(held.data, block_rows(held.data.shape, held.data.dtype.itemsize), pool)
-        rows.take(held.factor)
-        return rows.run(task)
+    def give(self, columns: slice) -> Array:
+        return self._factor[columns].copy()
 
-
-def _give(token: str, columns: slice) -> Array:
-    return _HELD[token].factor[columns].copy()
-
-
-def _keep(token: str, columns: Array) -> None:
-    _HELD[token].factor = _HELD[token].factor[columns]
-
-
-def _free(token: str) -> None:
-    _HELD.pop(token, None)
+    def keep(self, columns: Array) -> None:
+        self._factor, self._y = self._factor[columns], self._y[columns]
