@@ -115,7 +115,7 @@ def ours(numbers: Sequence[int], compressed: bool) -> Run:
     began = time.perf_counter()
     with blocks.own_threads() as pool:
         fits = hals.fit_models(
-            x, starts, norm=math.sqrt(blocks.squared_norm(x)), tol=TOL, max_iter=MAX_ITER,
+            x, starts, norm=math.sqrt(blocks.squared_norm(x, pool)), tol=TOL, max_iter=MAX_ITER,
             pool=pool, compressed=compressed,
             callback=lambda *call: calls.append((time.perf_counter() - began, *call)),
         )  # fmt: skip

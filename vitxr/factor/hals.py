@@ -157,7 +157,7 @@ def ncp_hals(
     """
     with own_threads(threads) as pool:
         if norm is None:
-            norm = math.sqrt(squared_norm(rotate(x, blocked_mode(x))))
+            norm = math.sqrt(squared_norm(rotate(x, blocked_mode(x)), pool))
         if start is None:
             start = random_start(x.shape, rank, norm, seed)
         fit = fit_models(
@@ -278,7 +278,7 @@ def fit_models(
         data = ready(data)
     masked = None if mask is None else Masked(data, mask, early)
     if norm is None:
-        norm = survey(masked, pool).norm if masked else math.sqrt(squared_norm(data))
+        norm = survey(masked, pool).norm if masked else math.sqrt(squared_norm(data, pool))
     given: dict[str, Any] = {"norm": norm, "pool": pool, "after": tell}
     given |= {"rules": rules.turned(early), "masked": masked, "early": 0 if masked else early}
     interrupted = False

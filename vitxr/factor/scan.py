@@ -68,33 +68,43 @@ def scan(
     walked = blocks.rotate(data, mode)
     if hasattr(walked, "chunks"):
         _check_chunks(t, mode, blocks.slab_bytes(walked))
-    square, masked = 0.0, None if mask is None else Masked(walked, mask, mode)
+    masked = None if mask is None else Masked(walked, mask, mode)
+    if masked is None:
+        walked = blocks.ready(walked)
     rows = blocks.block_rows(walked.shape, data.itemsize)
-    down, across = np.zeros(walked.shape[0], np.int64), np.zeros(walked.shape[1:], np.int64)
+    down = np.zeros(walked.shape[0], np.int64)
     dims = sorted(map(str, t.dims))
     steps = [math.prod(t.sizes[d] for d in dims[dims.index(str(dim)) + 1 :]) for dim in t.dims]
     at = places(walked.shape, steps, mode) if masked is not None else None
-    mark = 0
-    for where, block, kept in _walk(walked, masked, rows):
-        with np.errstate(over="ignore"):  # reported below, with the remedy
-            part = float(np.square(block, dtype=np.float64).sum())
-        if not math.isfinite(part):
-            remedy = "drop or fill it"
-            if maskable:
-                remedy += ", or hide it with mask=t.notnull() (infinite ones with np.isfinite(t))"
-            remedy += unwritten(t)
-            _refuse(t, mode, where.start, ~np.isfinite(block), block, "non-finite", remedy)
-        if nonnegative and block.min() < 0:
-            remedy = "rectify the tensor, or use parafac or tucker"
-            if method == "ncp_hals":
-                remedy += ", or name the dimensions to be kept nonnegative, if any: nonnegative=()"
-            remedy = f"{method} cannot fit it: {remedy}"
-            _refuse(t, mode, where.start, block < 0, block, "negative", remedy)
-        square += part
-        if kept is not None and at is not None:
-            down[where] = kept.sum(axis=1)
-            across += kept.sum(axis=0).reshape(across.shape)
-            mark += fingerprint(at[0][where], at[1], kept)
+
+    def look(share: blocks.Share) -> tuple[float, Array, int]:
+        square, across, mark = 0.0, np.zeros(walked.shape[1:], np.int64), 0
+        for where, block, kept in _walk(walked, masked, rows, share):
+            part = blocks.squares(block)
+            if not math.isfinite(part):
+                remedy = "drop or fill it"
+                if maskable:
+                    remedy += ", or hide it with mask=t.notnull() (infinite ones with "
+                    remedy += "np.isfinite(t))"
+                remedy += unwritten(t)
+                _refuse(t, mode, where.start, ~np.isfinite(block), block, "non-finite", remedy)
+            if nonnegative and block.min() < 0:
+                remedy = "rectify the tensor, or use parafac or tucker"
+                if method == "ncp_hals":
+                    remedy += ", or name the dimensions to be kept nonnegative, if any: "
+                    remedy += "nonnegative=()"
+                remedy = f"{method} cannot fit it: {remedy}"
+                _refuse(t, mode, where.start, block < 0, block, "negative", remedy)
+            square += part
+            if kept is not None and at is not None:
+                down[where] = kept.sum(axis=1)
+                across += kept.sum(axis=0).reshape(across.shape)
+                mark += fingerprint(at[0][where], at[1], kept)
+        return square, across, mark
+
+    with blocks.own_threads() as pool:  # the error of the first share is the one that comes out
+        found = pool.map(look, blocks.shares(walked, rows, pool.threads))
+    square, across, mark = (sum(parts) for parts in zip(*found, strict=True))
     if masked is None:
         return square, t.size, ""
     _check_hidden(t, mode, down, across)
@@ -105,14 +115,14 @@ def scan(
 
 
 def _walk(
-    walked: Any, masked: Masked | None, rows: int
+    walked: Any, masked: Masked | None, rows: int, share: blocks.Share
 ) -> Iterator[tuple[slice, Array, Array | None]]:
     """Walk over a tensor; what a mask hides is 0."""
     if masked is None:
-        for where, block in blocks.row_blocks(walked, rows):
+        for where, block in blocks.row_blocks(walked, rows, share):
             yield where, block, None
     else:
-        for where, block, kept, _ in masked.walk(rows):
+        for where, block, kept, _ in masked.walk(rows, share):
             yield where, np.where(kept, block, block.dtype.type(0)), kept
 
 
