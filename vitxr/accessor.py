@@ -19,6 +19,9 @@ _ELSEWHERE = {
     "unshift": "activations, ds.vit.unshift()",
     "equivariance": "activations, ds.vit.equivariance()",
     "cka": "activations, ds.vit.cka()",
+    "map_table": "activations, ds.vit.map_table()",
+    "class_activity": "activations, ds.vit.class_activity()",
+    "population_sparseness": "activations, ds.vit.population_sparseness()",
     "rsa": "activations, ds.vit.rsa()",
     "rdm": "activations, ds.vit.rdm()",
     "factorize": "a neuron tensor, ds.vit.neuron_tensor(layer=0).vit.factorize(rank=25)",
@@ -187,6 +190,34 @@ class VitDataset(_Hints):
         from vitxr.analysis import rdm
 
         return rdm(self._ds, metric)
+
+    def map_table(self, shuffles: int = 100, random_state: int = 0) -> xr.Dataset:
+        """What each feature map cares about: sparseness, image, shift, class.
+
+        All (layer, feature_map); ``.to_dataframe()`` sorts and filters. See
+        :func:`vitxr.analysis.map_table`.
+        """
+        from vitxr.analysis import map_table
+
+        return map_table(self._ds, shuffles, random_state)
+
+    def class_activity(self) -> xr.DataArray:
+        """Mean activity of each map for each class, (layer, feature_map, label). Lazy.
+
+        See :func:`vitxr.analysis.class_activity`.
+        """
+        from vitxr.analysis import class_activity
+
+        return class_activity(self._ds)
+
+    def population_sparseness(self) -> xr.DataArray:
+        """How few of a layer's maps are active for a frame, (image, shift_y, shift_x, layer). Lazy.
+
+        See :func:`vitxr.analysis.population_sparseness`.
+        """
+        from vitxr.analysis import population_sparseness
+
+        return population_sparseness(self._ds)
 
     def embed(self, n_components: int = 10, method: str = "pca", dim: str = "neuron") -> xr.Dataset:
         """Embed the rows of a factor: PCA scores and explained variance.

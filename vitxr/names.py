@@ -92,6 +92,7 @@ DIMS: dict[str, str] = {
     "place": "place among the classes by their logits (1-based)",
     "phase_y": "pixels that a shift down is more than whole patches",
     "phase_x": "pixels that a shift to the right is more than whole patches",
+    "label": "class of images",
     "other_image": "the other image of a pair",
     "other_shift_y": "row of the shift lattice, of what is compared with",
     "other_shift_x": "column of the shift lattice, of what is compared with",
@@ -156,15 +157,19 @@ def _similarity(name: str, meaning: str) -> dict[str, Variable]:
     }
 
 
+def _of_maps(more: str = "", /, **meanings: str) -> dict[str, Variable]:
+    forms = (f"layer feature_map{more}", f"feature_map{more}")
+    return {name: _v(forms, "1", meaning, "f") for name, meaning in meanings.items()}
+
+
 _FRAME = "image shift_y shift_x "
-_MAPS = ("layer feature_map", "feature_map")
 
 #: Every variable and coordinate with a fixed name.
 VARIABLES: dict[str, Variable] = {
     # stimuli
     "pixels": _v("image row col channel", "0..255", "image, sRGB", "u"),
     "encoded": _v("image", "", "image file held in memory (PNG)", "OS"),
-    "label": _v("image", "", "class of the image", "UOT"),
+    "label": _v(("image", "label"), "", "class of the image", "UOT"),
     "source": _v("image", "", "file the image came from", "UOT"),
     "height": _v("image", "px", "image height", "iu"),
     "width": _v("image", "px", "image width", "iu"),
@@ -336,24 +341,17 @@ VARIABLES: dict[str, Variable] = {
         "shift to the right beyond whole patches",
         "iu",
     ),
-    "equivariance_error": _v(_MAPS, "1", "squared error of a map rolled back / chance", "f"),
-    "still_error": _v(_MAPS, "1", "squared error of a map that is not rolled / chance", "f"),
-    "invariance": _v(_MAPS, "1", "intraclass correlation of the mean over patches", "f"),
-    "variance": _v(_MAPS, "1", "variance over images, shifts and patches", "f"),
-    "error_map": _v(
-        tuple(f"{form} patch_row patch_col" for form in _MAPS),
-        "1",
-        "squared error of a map rolled back / chance",
-        "f",
+    **_of_maps(
+        equivariance_error="squared error of a map rolled back / chance",
+        still_error="squared error of a map that is not rolled / chance",
+        invariance="intraclass correlation of the mean over patches",
+        variance="variance over images, shifts and patches",
     ),
-    "phase_error": _v(
-        tuple(f"{form} phase_y phase_x" for form in _MAPS),
-        "1",
-        "squared error of a map rolled back / chance",
-        "f",
-    ),
-    "phase_activity": _v(
-        tuple(f"{form} phase_y phase_x" for form in _MAPS), "1", "mean activation", "f"
+    **_of_maps(" patch_row patch_col", error_map="squared error of a map rolled back / chance"),
+    **_of_maps(
+        " phase_y phase_x",
+        phase_error="squared error of a map rolled back / chance",
+        phase_activity="mean activation",
     ),
     "phase_frames": _v("phase_y phase_x", "1", "shifts of the phase, the first left out", "iu"),
     # what attention shows
@@ -393,6 +391,25 @@ VARIABLES: dict[str, Variable] = {
     **_similarity("rsa", "rank correlation of dissimilarities between images"),
     "dissimilarity": _v(
         "image shift_y shift_x layer other_image", "1", "dissimilarity of two images", "f"
+    ),
+    # activity of feature maps
+    **_of_maps(
+        mean_activity="mean rectified activation",
+        responsiveness="share of values above zero",
+        lifetime_sparseness="sparseness over frames",
+        image_share="share of the variance due to the image",
+        shift_share="share of the variance due to the shift",
+        interaction_share="share of the variance due to both together",
+        label_share="share of the variance due to the class",
+        class_selectivity="class selectivity index of the preferred class",
+        class_selectivity_floor="class selectivity index, shuffled labels",
+        d_prime="sensitivity index of the preferred class",
+        d_prime_floor="sensitivity index, shuffled labels",
+    ),
+    **_of_maps(" label", class_activity="mean rectified activation for the class"),
+    "preferred_label": _v("layer feature_map", "", "class of largest mean activity", "UOT"),
+    "population_sparseness": _v(
+        "image shift_y shift_x layer", "1", "sparseness over feature maps", "f"
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vitxr.analysis.activity import class_activity, map_table, population_sparseness
 from vitxr.analysis.attention import (
     attention_distance,
     attention_entropy,
@@ -22,10 +23,13 @@ __all__ = [
     "attention_map",
     "attention_rollout",
     "cka",
+    "class_activity",
     "embed",
     "equivariance",
+    "map_table",
     "mass_mask",
     "patch_filters",
+    "population_sparseness",
     "position_similarity",
     "rdm",
     "relevance",

@@ -137,6 +137,7 @@ def grams(x: xr.DataArray, images: Array, block: Block, dtype: Any) -> Array:
             [gram([data[i, *block, k : k + 1] for i in images], dtype) for k in range(layers)]
         )
     import dask
+    from threadpoolctl import threadpool_limits
 
     ends = np.cumsum((0, *x.chunksizes["feature_map"])).tolist()
     wanted = [
@@ -147,7 +148,8 @@ def grams(x: xr.DataArray, images: Array, block: Block, dtype: Any) -> Array:
     # Optimised first: what is selected then reaches the reader, which reads no more than that.
     (wanted,) = dask.optimize(wanted)
     of_block = dask.delayed(gram, pure=False)
-    found = dask.compute([of_block(parts, dtype) for parts in wanted])[0]
+    with threadpool_limits(1, user_api="blas"):  # Dask has its own threads
+        found = dask.compute([of_block(parts, dtype) for parts in wanted])[0]
     count = len(ends) - 1
     return np.stack([sum(found[k * count : (k + 1) * count]) for k in range(layers)])
 

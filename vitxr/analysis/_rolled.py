@@ -88,6 +88,8 @@ def frame_sums(a: Array, reference: Array, shifts: Shifts, phases: int) -> Sums:
     # Few maps at a time, so that what is done with a row of frames stays in the cache.
     some = max(1, _BUFFER_BYTES // (width * patches * dtype.itemsize))
     blocks = np.array_split(np.arange(maps), -(-maps // some))
+    # Products of rows with rows throughout: of whole matrices BLAS would start threads of its own
+    # within those of Dask.
     ones = np.ones(patches, dtype)
     room = np.empty((2, width * max(map(len, blocks)) * patches), dtype)
     for i, layer in np.ndindex(n, layers):
@@ -107,7 +109,7 @@ def frame_sums(a: Array, reference: Array, shifts: Shifts, phases: int) -> Sums:
             for y in range(height):
                 here = slice(y * width, (y + 1) * width)
                 np.subtract(a[i, y, :, layer, part], pivot, out=row)
-                means[here] = (flat @ ones).reshape(width, size)
+                means[here] = np.linalg.vecdot(flat, ones).reshape(width, size)
                 sums["squares"][of] += _squares(flat, size)
                 np.subtract(row, ref, out=other)
                 sums["still"][layer, part] += _squares(flat_other, size)
@@ -119,7 +121,7 @@ def frame_sums(a: Array, reference: Array, shifts: Shifts, phases: int) -> Sums:
                     np.subtract(row[along], table[along, :, down : down + rows], out=other[along])
                     start = end
                 np.multiply(other, other, out=other)
-                errors[here] = (flat_other @ ones).reshape(width, size)
+                errors[here] = np.linalg.vecdot(flat_other, ones).reshape(width, size)
                 sums["error"][layer, part] += other.sum(0)
             means /= patches
             sums["pivot"][of] = pivot[:, 0, 0]

@@ -386,7 +386,7 @@ def _result(
 
 
 def _check_room(arrays: list[xr.DataArray], images: int, remedy: str) -> None:
-    """Of all shifts the matrices are in memory, and as they are centred a second time."""
+    # Of all shifts, and as they are centred a second time.
     room_for(2 * sum(x.shape[1] * x.shape[2] for x in arrays), images, remedy)
 
 

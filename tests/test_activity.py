@@ -1,0 +1,256 @@
+"""Statistics of feature maps, against their formulas, analysis of variance and planted truths."""
+
+import dask
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import vitxr
+from vitxr.analysis.activity import selectivity, sparseness
+from vitxr.errors import ArgumentError, DataError
+from vitxr.names import LATTICE, validate
+from vitxr.stimuli.shifts import ShiftGrid
+
+LABELS = ["b", "a", "b", "c", "a", "c", "b"]
+
+
+def make(values, labels=LABELS, scheme="grid", step=8):
+    lattice = ShiftGrid(step, scheme).lattice(16, 24)
+    ds = lattice.assign_coords(
+        image=[f"i{k}" for k in range(len(values))],
+        label=("image", list(labels)),
+        layer=np.arange(values.shape[3]) + 1,
+        feature_map=np.arange(values.shape[4]) * 2,
+    )
+    ds["activation"] = (LATTICE, values)
+    ds.attrs = {"model": "planted"}
+    return ds
+
+
+def random(seed=0, n=7, dtype="float64", scheme="grid", layers=2, maps=3):
+    shape = (2, 3 + (scheme == "raster"))
+    values = np.random.default_rng(seed).normal(0.2, 1, (n, *shape, layers, maps, 2, 3))
+    return make(values.astype(dtype), LABELS[:n], scheme)
+
+
+def responses(ds):
+    """Mean over patches of the rectified activation, (image, shift_y, shift_x, layer, map)."""
+    return np.maximum(ds.activation.values.astype(np.float64), 0).mean((-2, -1))
+
+
+@pytest.mark.parametrize("scheme", ["grid", "raster"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_equals_the_formulas(scheme, dtype):
+    ds = random(scheme=scheme, dtype=dtype)
+    t = validate(ds.vit.map_table())
+    r = responses(ds)
+    labels = np.array(LABELS)
+    for layer, m in np.ndindex(2, 3):
+        row = t.isel(layer=layer, feature_map=m)
+        x = r[..., layer, m]
+        flat = x.ravel()
+        n = flat.size
+        np.testing.assert_allclose(row.mean_activity, flat.mean())
+        above = ds.activation.values[:, :, :, layer, m] > 0
+        np.testing.assert_allclose(row.responsiveness, above.mean())
+        # Vinje and Gallant (2000), note 22.
+        sparse = (1 - (flat.sum() / n) ** 2 / (flat**2 / n).sum()) / (1 - 1 / n)
+        np.testing.assert_allclose(row.lifetime_sparseness, sparse)
+        mean = x.mean((1, 2))
+        of = {c: mean[labels == c] for c in "abc"}
+        best = max(of, key=lambda c: of[c].mean())
+        others = np.mean([of[c].mean() for c in of if c != best])
+        top = of[best].mean()
+        assert row.preferred_label == best
+        np.testing.assert_allclose(row.class_selectivity, (top - others) / (top + others))
+        a, b = mean[labels == best], mean[labels != best]
+        d = (a.mean() - b.mean()) / np.sqrt((a.var(ddof=1) + b.var(ddof=1)) / 2)
+        np.testing.assert_allclose(row.d_prime, d)
+        # A two-way table of images and shifts.
+        total = x.var()
+        across = x.mean(0)
+        residual = x - mean[:, None, None] - across + x.mean()
+        np.testing.assert_allclose(row.image_share, mean.var() / total)
+        np.testing.assert_allclose(row.shift_share, across.var() / total)
+        np.testing.assert_allclose(row.interaction_share, residual.var() / total)
+        between = sum(len(v) * (v.mean() - mean.mean()) ** 2 for v in of.values()) / 7
+        np.testing.assert_allclose(row.label_share, between / total)
+    shares = t.image_share + t.shift_share + t.interaction_share
+    np.testing.assert_allclose(shares, 1)
+    assert (t.label_share <= t.image_share + 1e-12).all()
+
+
+def test_label_share_is_that_of_an_analysis_of_variance():
+    from scipy.stats import f_oneway
+
+    ds = random()
+    t = ds.vit.map_table()
+    mean = responses(ds).mean((1, 2))
+    groups = [mean[np.array(LABELS) == c] for c in "abc"]
+    eta = t.label_share / t.image_share
+    np.testing.assert_allclose(f_oneway(*groups)[0], eta / 2 / ((1 - eta) / 4))
+
+
+def test_planted_maps_are_found():
+    """One map tells a class, one an image, one the shift, one is silent, one is constant."""
+    rng = np.random.default_rng(0)
+    values = np.zeros((7, 2, 3, 1, 5, 2, 3))
+    values[np.array(LABELS) == "c", :, :, 0, 0] = 2
+    values[:, :, :, 0, 0] += rng.random((7, 1, 1, 1, 1)) * 0.1
+    values[3, :, :, 0, 1] = 1
+    values[:, 1, 2, 0, 2] = 1
+    values[:, :, :, 0, 3] = -1
+    values[:, :, :, 0, 4] = 0.7
+    t = make(values).vit.map_table().isel(layer=0)
+    tells_class, tells_image, tells_shift, silent, constant = (
+        t.isel(feature_map=k) for k in range(5)
+    )
+    assert tells_class.preferred_label == "c"
+    assert tells_class.class_selectivity > 0.9
+    assert tells_class.d_prime > 10
+    assert tells_class.d_prime > tells_class.d_prime_floor
+    assert tells_class.label_share > 0.99
+    np.testing.assert_allclose(tells_image.image_share, 1)
+    np.testing.assert_allclose(tells_image.lifetime_sparseness, (1 - 6 / 42) / (1 - 1 / 42))
+    assert tells_image.label_share < 0.5
+    np.testing.assert_allclose(tells_shift.shift_share, 1)
+    np.testing.assert_allclose(tells_shift.responsiveness, 1 / 6)
+    np.testing.assert_allclose(tells_shift.class_selectivity, 0, atol=1e-12)
+    assert silent.mean_activity == silent.responsiveness == 0
+    assert silent.preferred_label == ""
+    for name in ("lifetime_sparseness", "class_selectivity", "d_prime", "image_share"):
+        assert np.isnan(silent[name])
+    for name in ("image_share", "shift_share", "interaction_share", "label_share"):
+        assert np.isnan(constant[name])
+    np.testing.assert_allclose(constant.lifetime_sparseness, 0, atol=1e-12)
+
+
+def test_floors_are_of_shuffled_labels():
+    ds = random()
+    t = ds.vit.map_table(shuffles=9, random_state=4)
+    mean = responses(ds).mean((1, 2))
+    rng = np.random.default_rng(4)
+    which = np.array([ord(c) - ord("a") for c in LABELS])
+    shuffled = [selectivity(mean, rng.permutation(which), 3) for _ in range(9)]
+    for name in ("class_selectivity", "d_prime"):
+        floor = np.quantile([s[name] for s in shuffled], 0.95, axis=0)
+        np.testing.assert_allclose(t[f"{name}_floor"], floor)
+    xr.testing.assert_identical(t, ds.vit.map_table(shuffles=9, random_state=4))
+
+
+def test_noise_stays_below_its_floor():
+    ds = make(np.random.default_rng(0).random((20, 2, 3, 1, 200, 2, 3)), ["a", "b"] * 10)
+    t = ds.vit.map_table()
+    for name in ("class_selectivity", "d_prime"):
+        above = float((t[name] > t[f"{name}_floor"]).mean())
+        assert above < 0.12, name
+
+
+def test_a_table_sorts_and_filters():
+    ds = random().assign_coords(channel=(("layer", "feature_map"), np.arange(6).reshape(2, 3)))
+    frame = ds.vit.map_table().to_dataframe()
+    assert frame.index.names == ["layer", "feature_map"]
+    assert len(frame) == 6
+    assert "channel" in frame.columns
+    best = frame.query("mean_activity > 0").sort_values("d_prime", ascending=False)
+    assert best.d_prime.is_monotonic_decreasing
+    assert "offset_y" not in frame.columns
+
+
+def test_one_class_and_single_images():
+    ds = random()
+    one = ds.assign_coords(label=("image", ["x"] * 7)).vit.map_table()
+    assert np.isnan(one.class_selectivity).all()
+    assert np.isnan(one.d_prime).all()
+    assert (one.preferred_label == "").all()
+    assert np.isfinite(one.image_share).all()
+    each = ds.assign_coords(label=("image", list("abcdefg"))).vit.map_table()
+    assert np.isnan(each.d_prime).all()
+    assert np.isfinite(each.class_selectivity).all()
+    np.testing.assert_allclose(each.label_share, each.image_share)
+
+
+def test_not_a_number_goes_not_unseen():
+    ds = random()
+    ds["activation"][2, 0, 0, 1, 0, 0, 0] = np.nan
+    t = ds.vit.map_table(shuffles=2)
+    for name in ("mean_activity", "responsiveness", "image_share", "d_prime"):
+        assert np.isnan(t[name][1, 0]), name
+        assert np.isfinite(t[name][0]).all(), name
+    assert np.isnan(ds.vit.population_sparseness().sel(layer=2)[2, 0, 0])
+
+
+def test_class_activity_is_a_grouped_mean():
+    ds = random()
+    c = validate(ds.vit.class_activity().to_dataset()).class_activity
+    r = xr.DataArray(responses(ds), dims=LATTICE[:5], coords={"label": ds.label})
+    true = r.mean(("shift_y", "shift_x")).groupby("label").mean()
+    np.testing.assert_allclose(c, true.transpose("layer", "feature_map", "label"))
+    assert c.label.values.tolist() == ["a", "b", "c"]
+    t = ds.vit.map_table()
+    assert (c.idxmax("label") == t.preferred_label).all()
+
+
+def test_population_sparseness():
+    ds = random(maps=6)
+    s = validate(ds.vit.population_sparseness().to_dataset()).population_sparseness
+    r = responses(ds)
+    a = r.mean(-1) ** 2 / (r**2).mean(-1)  # Treves and Rolls (1991)
+    np.testing.assert_allclose(s, (1 - a) / (1 - 1 / 6))
+    one = ds.copy(deep=True)
+    one["activation"][:, :, :, :, 1:] = -1
+    one["activation"][:, :, :, :, 0] = 1
+    np.testing.assert_allclose(one.vit.population_sparseness(), 1)
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=2, max_size=20))
+def test_sparseness_lies_between_nothing_and_one(values):
+    r = np.array(values)
+    s = sparseness(r.mean(), (r**2).mean(), len(r))
+    assert np.isnan(s) or -1e-9 <= s <= 1 + 1e-9
+
+
+@settings(max_examples=8)
+@given(data=st.data())
+def test_chunked_equals_eager_and_stays_lazy(data):
+    ds = random(dtype="float32")
+    sizes = ds.activation.sizes
+    chunks = {
+        str(d): data.draw(st.integers((k + 1) // 2, k), label=str(d)) for d, k in sizes.items()
+    }
+    lazy = ds.assign(activation=ds.activation.variable.chunk(chunks))
+
+    def never(*_args, **_kwargs):
+        raise AssertionError("computed")
+
+    with dask.config.set(scheduler=never):
+        by_class, sparse = lazy.vit.class_activity(), lazy.vit.population_sparseness()
+    with dask.config.set(scheduler="sync"):
+        xr.testing.assert_allclose(by_class.compute(), ds.vit.class_activity())
+        xr.testing.assert_allclose(sparse.compute(), ds.vit.population_sparseness())
+        xr.testing.assert_allclose(lazy.vit.map_table(shuffles=3), ds.vit.map_table(shuffles=3))
+
+
+def test_of_a_store(stim, model, tmp_path):
+    ds = vitxr.extract(
+        stim, model, [0, 2], ShiftGrid(16), feature_maps=5, preprocess="raw",
+        store=tmp_path / "s.zarr", progress=False,
+    )  # fmt: skip
+    t = ds.vit.map_table()
+    assert t.channel.dims == ("layer", "feature_map")
+    assert set(np.unique(t.preferred_label)) <= {"noise", "other"}
+    assert t.attrs["model_fingerprint"] == ds.attrs["model_fingerprint"]
+
+
+def test_refusals():
+    ds = random()
+    with pytest.raises(DataError, match="no coordinate label, the class of each image"):
+        ds.drop_vars("label").vit.map_table()
+    with pytest.raises(DataError, match="no coordinate label"):
+        ds.drop_vars("label").vit.class_activity()
+    with pytest.raises(ArgumentError, match="shuffles=0: expected an integer of 1 or more"):
+        ds.vit.map_table(shuffles=0)
+    with pytest.raises(DataError, match="has no `activation`"):
+        ds.drop_vars("activation").vit.population_sparseness()
