@@ -1,4 +1,4 @@
-"""Equivariance and CKA over a store four times the memory allowed: memory, and rate against reading.
+"""Equivariance and CKA over a store four times the memory allowed: memory, rate against reading.
 
 A store of 48 images x 7 x 7 shifts x 2 blocks x 768 maps, 2.8 GB, is made first. Each side runs in
 a process of its own, which says its peak memory (VmHWM); sides alternate. Reading is what
@@ -100,8 +100,8 @@ def measure(path: Path) -> None:
             for reading in list(SIDES)[:2]
         )
         print(
-            f"{name}: {size / statistics.median(times) / 1e6:.0f} MB/s, of the two rates of reading "
-            f"{rates} (to reach 0.5 of the first); peak memory {peaks[name] / 1e9:.2f} GB",
+            f"{name}: {size / statistics.median(times) / 1e6:.0f} MB/s, of the two rates of "
+            f"reading {rates} (to reach 0.5 of the first); peak memory {peaks[name] / 1e9:.2f} GB",
             flush=True,
         )
 
