@@ -53,7 +53,7 @@ def test_positions_are_the_parameters(family):
     model = vitxr.load_model(module)
     added = position_embeddings(model)
     assert added.shape == (48, 4, 4)
-    expected = positions(model.embeddings).detach().numpy()
+    expected = positions(module.embeddings).detach().numpy()
     np.testing.assert_allclose(added.reshape(48, 16).T, expected, atol=1e-6)
     assert all(m.training for m in module.modules())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
