@@ -197,10 +197,10 @@ def test_hidden_units_are_after_the_nonlinearity(family):
 class Fused(torch.nn.Module):
     """A block as timm writes it: one projection for queries, keys and values; norms of heads."""
 
-    def __init__(self, width=16, heads=2, seen=True, second=False, after=False):
+    def __init__(self, width=16, heads=2, seen=True, second=False, after=False, scale=1.0):
         super().__init__()
         nn = torch.nn
-        self.heads, self.seen, self.second = heads, seen, second
+        self.heads, self.seen, self.second, self.scale = heads, seen, second, scale
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attn = nn.Module()
         self.attn.qkv = nn.Linear(width, 3 * width)
@@ -220,7 +220,7 @@ class Fused(torch.nn.Module):
             out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
         else:
             out = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
-        return attn.after(attn.proj(out.transpose(1, 2).flatten(2)))
+        return attn.after(attn.proj(out.transpose(1, 2).flatten(2))) * self.scale
 
     def forward(self, x):
         x = x + self.attn(self.norm1(x))
@@ -280,6 +280,7 @@ def test_a_fused_projection():
         ({"seen": False}, "attention", "block 0: expected one dot product.*found 0"),
         ({"seen": False}, "mlp_hidden", "block 0: expected one dot product.*found 0"),
         ({"after": True}, "attention_output", r"runs attn.proj \(Linear 16 -> 16\), attn.after"),
+        ({"scale": 0.5}, "attention_output", r"runs attn.proj \(Linear 16 -> 16\)\. Name"),
         ({"second": True}, "mlp_hidden", r"found mlp.0 .*mlp.2 .*adapter \(Linear 16 -> 16\)"),
         ({"heads": 4}, "attention_key", r"gives queries of the shape \(2, 4, 6, 4\).*2 heads"),
     ],

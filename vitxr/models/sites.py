@@ -105,6 +105,8 @@ class _Trace:
 
     layer: int
     path: str
+    #: Whether the user has put hooks on the model, which may change what a module gives.
+    altered: bool
     calls: list[_Call] = field(default_factory=list)
     running: list[_Call] = field(default_factory=list)
     #: Each with the part of the block that it is in, and the number of calls begun before it.
@@ -127,9 +129,10 @@ def _watch(
     found: dict[str, list[Site]] = {name: [] for name in wanted}
     forms: dict[str, list[Form]] = {}
     at: list[_Trace] = []
+    altered = bool(backbone.hooks())  # before there are ours
 
     def enter(layer: int, path: str) -> Any:
-        return lambda *_: at.append(_Trace(layer, path))
+        return lambda *_: at.append(_Trace(layer, path, altered))
 
     def leave(*_: Any) -> None:
         # Looked at here, so that the tensors of one block only are held.
@@ -268,8 +271,7 @@ def _output(backbone: Backbone, trace: _Trace) -> Site:
         FRAMES, token_count(backbone), backbone.channels,
     )  # fmt: skip
     last = [_linear(call) for call in after] == [True]
-    # The user's own hooks may change what a module gives.
-    same = last and fits and (bool(backbone.hooks()) or torch.equal(gave, after[0].gave))
+    same = last and fits and (trace.altered or torch.equal(gave, after[0].gave))
     if not same:
         shape = tuple(gave.shape) if isinstance(gave, torch.Tensor) else type(gave).__name__
         raise _refuse(
