@@ -39,7 +39,7 @@ def make(path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 224, 224, 3), dtype=np.uint8)
     vitxr.extract(
         vitxr.open_images(pixels, progress=False), vitxr.load_model(module),
-        shifts=vitxr.ShiftGrid(STEP), store=path,
+        shifts=vitxr.ShiftGrid(STEP), preprocess="raw", store=path,
     )  # fmt: skip
 
 
