@@ -142,7 +142,7 @@ def test_rollout_of_some_layers(att, theirs):
     np.testing.assert_allclose(last, literal_rollout(theirs[2:], "mean", 0.5), atol=2e-6)
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(
     layers=st.integers(1, 4),
     heads=st.integers(1, 3),
@@ -297,6 +297,11 @@ def test_names_of_prefix_tokens():
             lambda d: attention_rollout(d.assign_coords(layer=[0, 2])),
             DataError,
             r"layers \[0, 2\]; a rollout needs all",
+        ),
+        (
+            lambda d: attention_rollout(d.assign_attrs(heads=4)),
+            DataError,
+            "2 of 4 heads; the rollout fuses all",
         ),
         (lambda d: attention_map(d.isel(query=[1, 2])), DataError, "not hold the query token"),
         (lambda d: attention_entropy(d.isel(query=[0])), DataError, "prefix tokens only"),

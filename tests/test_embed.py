@@ -94,7 +94,7 @@ def test_other_dimensions_and_tucker():
 @pytest.mark.parametrize(
     ("f", "arguments", "error", "message"),
     [
-        (factors(), {"method": "umap"}, ArgumentError, "unknown method 'umap'; there is: pca"),
+        (factors(), {"method": "lda"}, ArgumentError, "unknown method 'lda'; there are: pca, diff"),
         (factors(), {"n_components": 0}, ArgumentError, "n_components is 0"),
         (factors(), {"n_components": True}, ArgumentError, "n_components is True"),
         (factors(), {"dim": "shift"}, DataError, "no shift_factor; it has: neuron_factor, image"),

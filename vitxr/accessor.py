@@ -37,6 +37,11 @@ _ELSEWHERE = {
     "transform": "a Dataset of factors, f.vit.transform(new)",
     "to_tensorly": "a Dataset of factors, f.vit.to_tensorly()",
     "best": "an ensemble, tree.vit.best(rank=25)",
+    "project": "an embedding, f.vit.embed().vit.project(new)",
+    "local_dimension": "a Dataset of factors, f.vit.local_dimension()",
+    "spatial_order": "an embedding, f.vit.embed().vit.spatial_order()",
+    "cluster": "an embedding, f.vit.embed().vit.cluster(n_clusters=8)",
+    "sample_neurons": "a neuron tensor, t.vit.sample_neurons(1000)",
     "attention_map": "an extraction, ds.vit.attention_map((row, col))",
     "attention_rollout": "an extraction, ds.vit.attention_rollout()",
     "attention_distance": "an extraction, ds.vit.attention_distance()",
@@ -219,15 +224,59 @@ class VitDataset(_Hints):
 
         return population_sparseness(self._ds)
 
-    def embed(self, n_components: int = 10, method: str = "pca", dim: str = "neuron") -> xr.Dataset:
-        """Embed the rows of a factor: PCA scores and explained variance.
+    def embed(
+        self,
+        n_components: int = 10,
+        method: str = "pca",
+        dim: str = "neuron",
+        random_state: int = 0,
+        **options: Any,
+    ) -> xr.Dataset:
+        """Embed the rows of a factor: ``score(neuron, pc)`` on at most ``n_components`` axes.
 
-        ``score(neuron, pc)`` on at most ``n_components`` axes. Columns have unit norm;
-        weights do not count. See :func:`vitxr.analysis.embed`.
+        ``method``: "pca" (with the explained variance), "diffusion", "isomap", "spectral",
+        "tsne" or "umap". Columns have unit norm; weights do not count. See
+        :func:`vitxr.analysis.embed`.
         """
         from vitxr.analysis import embed
 
-        return embed(self._ds, n_components, method, dim)
+        return embed(self._ds, n_components, method, dim, random_state, **options)
+
+    def project(self, new: xr.Dataset) -> xr.Dataset:
+        """Place the rows of new factors on this embedding (PCA, diffusion maps, Isomap).
+
+        See :func:`vitxr.analysis.project`.
+        """
+        from vitxr.analysis import project
+
+        return project(self._ds, new)
+
+    def local_dimension(self, n_neighbors: int = 20, dim: str = "neuron") -> xr.Dataset:
+        """Estimate the dimension of the manifold, around each neuron and of all.
+
+        See :func:`vitxr.analysis.local_dimension`.
+        """
+        from vitxr.analysis import local_dimension
+
+        return local_dimension(self._ds, n_neighbors, dim)
+
+    def spatial_order(self, n_permutations: int = 999, random_state: int = 0) -> xr.Dataset:
+        """Correlate distances on the patch grid and on the manifold, by feature map.
+
+        See :func:`vitxr.analysis.spatial_order`.
+        """
+        from vitxr.analysis import spatial_order
+
+        return spatial_order(self._ds, n_permutations, random_state)
+
+    def cluster(self, n_clusters: int, dim: str = "neuron", random_state: int = 0) -> xr.Dataset:
+        """Divide neurons into clusters by k-means: the coordinate ``cluster(neuron)``.
+
+        See :func:`vitxr.analysis.cluster`.
+        """
+        from vitxr.analysis import cluster
+
+        return cluster(self._ds, n_clusters, dim, random_state)
 
     def reconstruct(self, components: Hashable | Sequence[Hashable] = None) -> xr.DataArray:
         """Multiply out a model of factors, lazily, with the tensor's dims and labels.
@@ -439,6 +488,17 @@ class VitArray(_Hints):
         from vitxr.matlab import to_mat
 
         return to_mat(self._array, path)
+
+    def sample_neurons(
+        self, n: int, feature_maps: int | None = None, random_state: int = 0
+    ) -> xr.DataArray:
+        """Draw neurons by their activity: feature maps first, then neurons within them.
+
+        See :func:`vitxr.analysis.sample_neurons`.
+        """
+        from vitxr.analysis import sample_neurons
+
+        return sample_neurons(self._array, n, feature_maps, random_state)
 
     def mass_mask(self, mass: float = 0.6) -> xr.DataArray:
         """Keep the fewest patches that hold a share of a map's mass.

@@ -55,6 +55,7 @@ PROVENANCE = (
     "smoothing",
     "variable",
     "head",
+    "sampling",
 )
 
 #: Every dimension and what its index means.
@@ -72,6 +73,8 @@ DIMS: dict[str, str] = {
     "hidden_unit": "hidden unit of the block's MLP (0-based)",
     "patch_row": "row on the patch grid, 0 at the top",
     "patch_col": "column on the patch grid, 0 at the left",
+    "permutation": "random permutation (0-based)",
+    "grid_distance": "distance on the patch grid, patches",
     "other_row": "row of the patch compared with",
     "other_col": "column of the patch compared with",
     "row": "pixel row, 0 at the top",
@@ -354,6 +357,29 @@ VARIABLES: dict[str, Variable] = {
         phase_activity="mean activation",
     ),
     "phase_frames": _v("phase_y phase_x", "1", "shifts of the phase, the first left out", "iu"),
+    "eigenvalue": _v("pc", "1", "eigenvalue of the diffusion operator", "f"),
+    "bandwidth": _v(
+        ("neuron", "image", "shift"), "1", "local scale of the kernel: distance to a neighbour", "f"
+    ),
+    "kernel_density": _v(("neuron", "image", "shift"), "1", "row sum of the kernel", "f"),
+    "cluster": _v(("neuron", "image", "shift"), "", "number of the cluster, -1 for none", "iu"),
+    "local_dimension": _v(
+        ("neuron", "image", "shift"), "1", "dimension of the manifold around the point", "f"
+    ),
+    "dimension_mle": _v("", "1", "dimension by maximum likelihood, of all points", "f"),
+    "dimension_twonn": _v("", "1", "dimension from the two nearest neighbours, of all points", "f"),
+    "response_maximum": _v("neuron", "1", "largest response to any image and shift", "f"),
+    "spatial_order": _v(
+        "feature_map", "1", "rank correlation of distances on patch grid and manifold", "f"
+    ),
+    "spatial_order_p": _v("feature_map", "1", "p-value of spatial_order, by permutation", "f"),
+    "shuffled_spatial_order": _v(
+        "feature_map permutation", "1", "spatial_order, neurons shuffled on the grid", "f"
+    ),
+    "manifold_distance": _v(
+        "feature_map grid_distance", "1", "mean distance on the manifold of pairs of neurons", "f"
+    ),
+    "pairs": _v("feature_map grid_distance", "1", "pairs of neurons so far apart", "iu"),
     # what attention shows
     "attention_map": _v(
         _FRAME + "layer head patch_row patch_col", "1", "attention of one token to patches", "f"

@@ -7,13 +7,18 @@ from vitxr.analysis.attention import (
     attention_distance,
     attention_entropy,
     attention_map,
-    attention_rollout,
     mass_mask,
 )
 from vitxr.analysis.classes import top_classes
+from vitxr.analysis.cluster import cluster
+from vitxr.analysis.dimension import local_dimension
 from vitxr.analysis.embed import embed
 from vitxr.analysis.equivariance import equivariance, unshift
+from vitxr.analysis.order import spatial_order
+from vitxr.analysis.project import project
 from vitxr.analysis.relevance import relevance
+from vitxr.analysis.rollout import attention_rollout
+from vitxr.analysis.sampling import sample_neurons
 from vitxr.analysis.similarity import cka, rdm, rsa
 from vitxr.analysis.weights import patch_filters, position_similarity
 
@@ -24,16 +29,21 @@ __all__ = [
     "attention_rollout",
     "cka",
     "class_activity",
+    "cluster",
     "embed",
     "equivariance",
+    "local_dimension",
     "map_table",
     "mass_mask",
     "patch_filters",
     "population_sparseness",
     "position_similarity",
+    "project",
     "rdm",
     "relevance",
     "rsa",
+    "sample_neurons",
+    "spatial_order",
     "top_classes",
     "unshift",
 ]

@@ -45,6 +45,7 @@ def provenance(
         "patch_width": model.patch[1],
         "prefix_tokens": len(model.prefix),
         "prefix_names": ", ".join(model.prefix),
+        "heads": model.heads,
     }
 
 

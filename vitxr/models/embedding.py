@@ -13,7 +13,7 @@ import numpy as np
 
 from vitxr.errors import ModelError
 from vitxr.models.backbone import Backbone
-from vitxr.models.capture import exclusive
+from vitxr.models.passes import exclusive
 
 __all__ = ["patch_filters", "position_embeddings"]
 

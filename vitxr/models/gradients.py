@@ -15,7 +15,7 @@ import numpy as np
 
 from vitxr.errors import ModelError
 from vitxr.models.backbone import Backbone
-from vitxr.models.capture import exclusive
+from vitxr.models.passes import DotProduct, exclusive, watching
 
 if TYPE_CHECKING:
     import torch
@@ -133,18 +133,15 @@ def _pass(
     inside: list[int] = []
     counts = [0] * len(backbone.blocks)
 
-    def attend(query: Any, key: Any, value: Any, mask: Any, scale: float) -> torch.Tensor:
-        scores = (query * scale) @ key.transpose(-2, -1)
-        if mask is not None and mask.dtype == torch.bool:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        elif mask is not None:
-            scores = scores + mask
-        weight = scores.softmax(-1)
+    def attend(dot: DotProduct) -> torch.Tensor | None:
+        if not inside:
+            return None
+        weight = _softmax(dot)
         if not weight.requires_grad:  # the first: nothing before it has gradients
             weight = weight.detach().requires_grad_()
         counts[inside[-1]] += 1
         weights.append(weight)
-        return weight @ value
+        return weight @ dot.value
 
     def enter(layer: int) -> Any:
         return lambda *_: inside.append(layer)
@@ -159,7 +156,7 @@ def _pass(
             undo.callback(block.register_forward_hook(leave).remove)
         parameter = next(p for p in backbone.module.parameters() if p.is_floating_point())
         batch = torch.as_tensor(frames).to(parameter)
-        with _in_the_open(attend, inside):
+        with watching(attend):
             output = backbone.forward(batch)
         logits = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
         if logits is None or logits.ndim != 2:
@@ -183,45 +180,19 @@ def _pass(
         yield weights, last[0], logits
 
 
-def _in_the_open(attend: Any, inside: list[int]) -> contextlib.AbstractContextManager[Any]:
-    """Replace torch's fused dot product inside blocks, in this thread."""
-    import torch
-    from torch.overrides import TorchFunctionMode
-
-    fused = torch.nn.functional.scaled_dot_product_attention
-
-    class Open(TorchFunctionMode):
-        def __torch_function__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            kwargs = kwargs or {}
-            if func is fused and inside:
-                return attend(*_read(*args, **kwargs))
-            return func(*args, **kwargs)
-
-    return Open()
-
-
-def _read(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, float]:
+def _softmax(dot: DotProduct) -> torch.Tensor:
+    """Attention weights in the model's own precision, with gradients."""
     import torch
 
-    if enable_gqa:  # several queries share a key and a value
-        times = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(times, 1), value.repeat_interleave(times, 1)
-    if is_causal:
-        shape = (query.shape[-2], key.shape[-2])
-        attn_mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril()
-    return query, key, value, attn_mask, query.shape[-1] ** -0.5 if scale is None else scale
+    scores = (dot.query * dot.scale) @ dot.key.transpose(-2, -1)
+    mask = dot.mask
+    if dot.causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    elif mask is not None:
+        scores = scores + mask
+    return scores.softmax(-1)
 
 
 @contextlib.contextmanager

@@ -147,8 +147,11 @@ class DotProduct:
         return scores.softmax(-1)
 
 
-def watching(seen: Callable[[DotProduct], None]) -> contextlib.AbstractContextManager[Any]:
-    """Call ``seen`` with every dot product of queries and keys that this thread computes."""
+def watching(seen: Callable[[DotProduct], Any]) -> contextlib.AbstractContextManager[Any]:
+    """Call ``seen`` with every dot product of queries and keys that this thread computes.
+
+    What it returns, if not None, takes the place of the result.
+    """
     import torch
     from torch.overrides import TorchFunctionMode
 
@@ -160,7 +163,9 @@ def watching(seen: Callable[[DotProduct], None]) -> contextlib.AbstractContextMa
         ) -> Any:
             kwargs = kwargs or {}
             if func is attend:
-                seen(_read(*args, **kwargs))
+                instead = seen(_read(*args, **kwargs))
+                if instead is not None:
+                    return instead
             return func(*args, **kwargs)
 
     return Watch()
