@@ -121,7 +121,11 @@ def ours(numbers: Sequence[int], compressed: bool) -> Run:
         )  # fmt: skip
     spent = time.perf_counter() - began
     seen = [
-        [(s, value) for s, n, i, value, _ in calls if n == m and i >= fit.compressed_iterations]
+        [
+            (s, value)
+            for s, n, i, value, _ in calls
+            if n == m and not 0 <= i - compress.FIRST < fit.compressed_iterations
+        ]
         for m, fit in enumerate(fits)
     ]
     return Run(spent, fits, seen)

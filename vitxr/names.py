@@ -268,7 +268,7 @@ VARIABLES: dict[str, Variable] = {
     "similarity": _v(("replicate", "rank replicate"), "1", "similarity to the best replicate", "f"),
     "iterations": _v(("", "replicate", "rank replicate"), "1", "iterations done", "iu"),
     "compressed_iterations": _v(
-        ("", "replicate", "rank replicate"), "1", "first iterations, on a compressed tensor", "iu"
+        ("", "replicate", "rank replicate"), "1", "iterations on a compressed tensor", "iu"
     ),
     "seconds": _v(("", "replicate", "rank replicate"), "s", "time the fit took", "f"),
     "seed": _v(("", "replicate", "rank replicate"), "", "seed of the random start", "iu"),

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from vitxr.factor.blocks import MAX_ROWS, Pool, Share, block_rows, row_blocks, shares
 from vitxr.factor.state import Compressed
 
-__all__ = ["TIGHTER", "compress", "directions", "pays"]
+__all__ = ["FIRST", "TIGHTER", "compress", "directions", "pays"]
 
 Array = npt.NDArray[Any]
 
@@ -25,9 +25,13 @@ LONG = 1.5
 EXTRA = 20
 #: Compression has to make the tensor this many times smaller.
 GAIN = 10
+#: Iterations that are made on the tensor itself before those inside. In the beginning components
+#: are nearly the same, and small parts of the data, which the compression misses, decide what each
+#: becomes: without these a fit may end in another minimum than the plain one.
+FIRST = 7
 #: What inside the compressed tensor the tolerance is multiplied by. An iteration there costs
 #: little, and a fit that has gone on for longer makes up for what the compression has missed.
-TIGHTER = 0.25
+TIGHTER = 0.5
 #: Directions of the long mode with a smaller part than this of the squares of the first are
 #: dropped: there is nothing in them but rounding.
 NOTHING = 1e-12

@@ -130,7 +130,7 @@ def _ends(
         if penalties is not None:
             model.penalized.append(math.sqrt(residual**2 + 2 * penalties[i]))
             counts = model.penalized
-        seen = len(counts) - model.compressed_iterations
+        seen = len(counts) - model.before
         model.converged = seen > 1 and counts[-2] - counts[-1] < tol
         keep.append(not model.converged and len(model.history) < max_iter)
         if not keep[-1]:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitxr.factor.blocks import Pool, blocked_mode, own_threads, ready, rotate, squared_norm
-from vitxr.factor.compress import TIGHTER, compress, directions
+from vitxr.factor.compress import FIRST, TIGHTER, compress, directions
 from vitxr.factor.device import on_device
 from vitxr.factor.engine import iterate
 from vitxr.factor.kernels import random_start
@@ -50,8 +50,9 @@ class Fit:
     converged
         Whether the tolerance, and not the limit on iterations, ended the fit.
     compressed_iterations
-        How many of the first iterations were made on the compressed tensor. Their entries of
-        ``history`` are estimates, all later ones are exact.
+        How many iterations were made on the compressed tensor, after the first
+        :data:`vitxr.factor.compress.FIRST`. Their entries of ``history`` are estimates, all
+        others are exact.
     seconds
         Wall time from the start of the fit, of all models, to the end of this one.
     interrupted
@@ -259,7 +260,7 @@ def fit_models(
             inside.setdefault(tuple(directions(data.shape, model.rank)), []).append(model)
     seconds = [0.0] * len(models)
 
-    finishing = not inside
+    finishing = True  # what is told of now are iterations on the tensor
 
     def tell(model: Model) -> None:
         number = numbers[id(model)]
@@ -281,7 +282,7 @@ def fit_models(
         norm = survey(masked, pool).norm if masked else math.sqrt(squared_norm(data, pool))
     given: dict[str, Any] = {"norm": norm, "pool": pool, "after": tell}
     given |= {"rules": rules.turned(early), "masked": masked, "early": 0 if masked else early}
-    interrupted = False
+    interrupted, unsettled = False, list[Model]()
     batches = _batches(models, data, pool.threads)
     where: Any = nullcontext()
     if client is not None:
@@ -289,28 +290,39 @@ def fit_models(
     elif device is not None:
         columns = max((sum(m.rank for m in batch) for batch in batches), default=0)
         where = on_device(data, device, columns, rows)
+    # The last iterations are those on the tensor: two are needed to see a fall.
+    most = max_iter - 2
     try:
-        small = {kept: compress(data, own[0].rank, pool) for kept, own in inside.items()}
         with where as holder:
+            on_tensor = {"rows": rows, "holder": holder, **given}
+            small: dict[tuple[int | None, ...], Any] = {}
             for batch in batches:
-                finishing = False
-                for kept, tensor in small.items():
-                    own = [m for m in batch if any(m is other for other in inside[kept])]
-                    # The last iterations are those on the tensor: two are needed to see a fall.
-                    iterate(tensor, own, tol=tol * TIGHTER, max_iter=max_iter - 2, **given)
-                    for model in own:
-                        model.compressed_iterations, model.converged = len(model.history), False
-                finishing = True
-                begun = [m for m in batch if m.compressed_iterations]
-                fresh = [m for m in batch if not m.compressed_iterations]
+                ours = {id(m): kept for kept, own in inside.items() for m in own}
+                flagged = [m for m in batch if id(m) in ours]
+                iterate(data, flagged, tol=tol, max_iter=min(FIRST, most), **on_tensor)
+                flagged = [m for m in flagged if not m.converged and len(m.history) < most]
+                for kept, own in inside.items():
+                    unsettled = [m for m in flagged if ours[id(m)] == kept]
+                    if not unsettled:
+                        continue
+                    if kept not in small:
+                        small[kept] = compress(data, own[0].rank, pool)
+                    finishing = False
+                    for model in unsettled:
+                        model.before = len(model.history)
+                    iterate(small[kept], unsettled, tol=tol * TIGHTER, max_iter=most, **given)
+                    for model in unsettled:
+                        model.compressed_iterations = len(model.history) - model.before
+                        model.before, model.converged = len(model.history), False
+                    finishing, unsettled = True, []
+                begun = [m for m in batch if m.before]
+                fresh = [m for m in batch if not m.before]
                 for part in (begun, fresh):
-                    iterate(
-                        data, part, tol=tol, max_iter=max_iter, rows=rows, holder=holder, **given
-                    )
+                    iterate(data, part, tol=tol, max_iter=max_iter, **on_tensor)
     except KeyboardInterrupt:
         interrupted = True
-        for model, flag in zip(models, flags, strict=True):
-            model.converged &= model.compressed_iterations > 0 or not flag
+        for model in unsettled:
+            model.converged = False
     out = []
     for model, spent in zip(models, seconds, strict=True):
         broken = interrupted and not model.converged and len(model.history) < max_iter

@@ -113,9 +113,9 @@ def factorize(
           the passes there, with float32 products in full whatever torch is set to. The tensor
           stays on the device if it fits, and comes over block by block in each pass if not. Not
           with a mask or a client. By default NumPy makes them.
-        - ``compress``, whether to iterate on a compressed tensor first, and finish on the tensor
-          itself (``vitxr.factor.compress``): by default where that is much less work, and none
-          of the others is given.
+        - ``compress``, whether to iterate on a compressed tensor in between, and finish on the
+          tensor itself (``vitxr.factor.compress``): by default where that is much less work, and
+          none of the others is given.
 
     Returns
     -------
@@ -126,8 +126,9 @@ def factorize(
         ``|X - M| / |X|``), ``objective_history(iteration)`` (as the method saw it, of
         ``randomised_parafac`` an estimate from a sample), ``converged`` (False where the
         limit on iterations or, in ``randomised_parafac``, stagnation ended the fit),
-        ``iterations``, ``seconds``, ``seed``. With "ncp_hals" ``compressed_iterations``: so many
-        of the first were made on the compressed tensor, and their objectives are estimates; with
+        ``iterations``, ``seconds``, ``seed``. With "ncp_hals" ``compressed_iterations``: so many,
+        after the first seven, were made on the compressed tensor, and their objectives are
+        estimates; with
         ``sparsity``, ``penalized_objective_history(iteration)``, the square root of
         ``objective^2`` and twice the penalty, by whose fall the fit ends.
         All coordinates of ``t``; attributes ``method``,

@@ -42,8 +42,11 @@ class Model:
     converged
         Whether the tolerance ended the fit.
     compressed_iterations
-        How many of the first iterations were made on a compressed tensor. Their residuals are
-        those of the tensor only as far as the model lies within the bases.
+        How many iterations were made on a compressed tensor. Their residuals are those of the
+        tensor only as far as the model lies within the bases.
+    before
+        How many iterations were made on another tensor, compressed or whole, or before that: a
+        fall of the objective from them to the next says nothing.
     """
 
     factors: list[Array]
@@ -51,6 +54,7 @@ class Model:
     penalized: list[float] = field(default_factory=list)
     converged: bool = False
     compressed_iterations: int = 0
+    before: int = 0
 
     @property
     def rank(self) -> int:
