@@ -69,6 +69,8 @@ bench: $(VENV)/.installed  ## speed, as ratios measured side by side
 	$(BIN)/python benchmarks/main_job.py
 	$(BIN)/python benchmarks/extract.py
 	$(BIN)/python benchmarks/ncp.py
+	$(BIN)/python benchmarks/analysis.py
+	$(BIN)/python benchmarks/attention.py
 
 app: $(VENV)/.installed  ## look at the demo's report
 	test -e demo/report.html || $(MAKE) demo
