@@ -1,5 +1,6 @@
 """Vision Transformers of timm: block output, prefix tokens, preprocessing, loading."""
 
+import copy
 import ctypes
 import importlib.util
 from pathlib import Path
@@ -12,6 +13,7 @@ torch = pytest.importorskip("torch")
 import vitxr  # noqa: E402
 from vitxr.errors import ModelError  # noqa: E402
 from vitxr.models.capture import capture  # noqa: E402
+from vitxr.models.gradients import attention_relevance  # noqa: E402
 
 
 def _name_torchvisions_operators():
@@ -195,3 +197,29 @@ def test_only_safetensors(made, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"cut short")
     with pytest.raises(ModelError, match="cannot be loaded from"):
         vitxr.load_model(tmp_path)
+
+
+def test_relevance_is_that_of_unfused_attention(made):
+    """Equations 5 and 6 of Chefer et al. (2021), on weights that timm computes in the open."""
+    _, module, prefix, _ = made
+    model = vitxr.load_model(module)
+    frame = pixels(model, 1)
+    values, _, read = attention_relevance(model, frame.numpy(), [2])
+
+    plain, maps = copy.deepcopy(module), []
+
+    def keep(_module, _args, output):
+        output.retain_grad()
+        maps.append(output)
+
+    for block in plain.blocks:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_hook(keep)
+    plain(frame)[0, 2].backward()
+    tokens = len(prefix) + model.grid[0] * model.grid[1]
+    R = np.eye(tokens)
+    for weight in maps:
+        R = R + (weight.grad * weight)[0].clamp(min=0).mean(0).detach().double().numpy() @ R
+    rows = [prefix.index(name) for name in read] or range(len(prefix), tokens)
+    expected = (R - np.eye(tokens))[list(rows)].mean(0)[len(prefix) :].reshape(model.grid)
+    np.testing.assert_allclose(values[0, 0], expected, rtol=1e-3, atol=1e-4 * expected.max())
