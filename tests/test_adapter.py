@@ -192,3 +192,26 @@ def test_the_pages_example():
     space = {}
     exec(code, space)
     assert space["model"].grid == (4, 4)
+
+
+def test_models_of_equal_weights_are_told_apart():
+    def fingerprint(blocks="layers", heads=4, **options):
+        torch.manual_seed(0)
+        options = {"dim_feedforward": 32, "batch_first": True, "dropout": 0.0} | options
+        layer = nn.TransformerEncoderLayer(16, heads, **options)
+        encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+        encoder.cut = nn.Conv2d(3, 16, 8, stride=8)
+        encode = encoder.forward
+        encoder.forward = lambda images: encode(encoder.cut(images).flatten(2).transpose(1, 2))
+        adapter = Adapter(blocks=blocks, prefix=(), patch=8, input_size=16, heads=heads)
+        return vitxr.load_model(encoder, adapter=adapter).fingerprint
+
+    assert fingerprint() == fingerprint()
+    others = [
+        fingerprint(heads=2),
+        fingerprint(norm_first=True),
+        fingerprint(activation="gelu"),
+        fingerprint(blocks=["layers.0", "layers.1"]),
+        fingerprint(blocks=["layers.0", "layers.2"]),
+    ]
+    assert len({fingerprint(), *others}) == 6

@@ -297,3 +297,21 @@ def test_stages_are_refused(title, tmp_path):
             ModelError, match=rf"{title}Model works in stages of \[1, 1\] blocks.*one patch grid"
         ):
             vitxr.load_model(given)
+
+
+@every()
+def test_the_model_can_be_trained_afterwards(cases, family):
+    case = cases(family)
+    module, out = case.model.module, []
+    capture(case.model, case.batch, case.layers, ["activation"])
+    hook = case.model.blocks[-1].register_forward_hook(lambda _m, _a, o: out.append(o))
+    module.train()
+    try:
+        case.model.forward(case.batch)
+        last = out[0] if isinstance(out[0], torch.Tensor) else out[0][0]
+        last.square().sum().backward()
+        assert any(p.grad is not None and p.grad.any() for p in module.parameters())
+    finally:
+        hook.remove()
+        module.zero_grad()
+        module.eval()

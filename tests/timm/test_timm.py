@@ -3,6 +3,7 @@
 import copy
 import ctypes
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +198,23 @@ def test_only_safetensors(made, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"cut short")
     with pytest.raises(ModelError, match="cannot be loaded from"):
         vitxr.load_model(tmp_path)
+
+
+def test_a_config_cannot_name_other_weights(made, tmp_path):
+    _, module, _, folder = made
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    evil = tmp_path / "evil.pth"
+    torch.save({k: torch.full_like(v, 0.1) for k, v in module.state_dict().items()}, evil)
+    args = {**(config.get("model_args") or {}), "checkpoint_path": str(evil)}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_args": args}))
+    with pytest.raises(ModelError, match=r"names checkpoint_path, which would load other weights"):
+        vitxr.load_model(tmp_path)
+    cfg = {**config["pretrained_cfg"], "source": "hf-hub", "hf_hub_id": "someone/else"}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "pretrained_cfg": cfg}))
+    loaded = vitxr.load_model(tmp_path).module.state_dict()
+    for key, value in module.state_dict().items():
+        torch.testing.assert_close(loaded[key], value, rtol=0, atol=0)
 
 
 def test_relevance_is_that_of_unfused_attention(made):

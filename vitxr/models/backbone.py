@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -100,9 +101,10 @@ class Backbone:
     def fingerprint(self) -> str:
         """SHA-256 of the model as it is now.
 
-        Of its class and configuration (without one, its parts and their settings, as torch prints
-        them), of how it is called, and of the weights: names, dtypes, shapes, bytes, in name
-        order. How attention is computed does not count, nor what does not change numbers.
+        Of its class and configuration (without one, its parts and their settings: numbers, names
+        and functions that they hold), of where its blocks are and how it is called, and of the
+        weights: names, dtypes, shapes, bytes, in name order. How attention is computed does not
+        count, nor what does not change numbers.
         """
         import torch
 
@@ -114,8 +116,10 @@ class Backbone:
             digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
         else:
             digest.update(re.sub(r" at 0x[0-9a-f]+", "", repr(self.module)).encode())
-        if self.how:
-            digest.update(f"{self.how} {self.input_size}\n".encode())
+            for line in _settings(self.module):
+                digest.update(line)
+        laid = (self.block_paths, self.prefix, self.heads, self.patch, self.input_size, self.how)
+        digest.update(f"{laid}\n".encode())
         for key, tensor in sorted(self.module.state_dict().items()):
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
@@ -264,6 +268,35 @@ class Backbone:
         known = {f.name: getattr(self, f.name) for f in fields(self)}
         del known["module"], known["blocks"]
         return _rebuild, (duplicate(self.module), self.block_paths, known)
+
+
+def _settings(module: torch.nn.Module) -> Iterator[bytes]:
+    """What the parts of a module without configuration hold beside their weights.
+
+    Numbers, texts, functions, and buffers that are not saved: ``repr`` shows only some of them.
+    """
+    import torch
+
+    saved = set(module.state_dict())
+    for path, part in module.named_modules():
+        for key, value in sorted(vars(part).items()):
+            if key[0] != "_" and key != "training" and _is_plain(value):
+                text = re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+                yield f"{path}.{key} {text}\n".encode()
+    for key, buffer in module.named_buffers():
+        if key not in saved:
+            yield f"{key} {buffer.dtype} {tuple(buffer.shape)}\n".encode()
+            yield buffer.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return (
+        value is None
+        or isinstance(value, bool | int | float | str)
+        or hasattr(value, "__qualname__")
+    )
 
 
 def _hash_of(hook: Any) -> str:

@@ -92,11 +92,17 @@ def _in_order(module: Any) -> Iterator[None]:
         places = places.expand(sequence.shape[:2])
         return sequence, torch.zeros(sequence.shape[:2], device=sequence.device), places
 
-    shadowed = [m for m in module.modules() if hasattr(m, "random_masking")]
+    shadowed = [
+        (m, m.__dict__.get("random_masking"))
+        for m in module.modules()
+        if hasattr(m, "random_masking")
+    ]
     try:
-        for m in shadowed:
+        for m, _ in shadowed:
             m.random_masking = keep_all
         yield
     finally:
-        for m in shadowed:
+        for m, own in shadowed:
             m.__dict__.pop("random_masking", None)
+            if own is not None:
+                m.random_masking = own

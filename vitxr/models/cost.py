@@ -61,7 +61,7 @@ def _pass(model: Backbone, frame: object) -> None:
     with exclusive():
         try:
             model.module.eval()
-            with torch.inference_mode(), torch.autocast(weight.device.type, enabled=False):
+            with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
                 model.forward(frame.to(weight))
         finally:
             for m in training:

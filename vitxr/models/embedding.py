@@ -78,7 +78,7 @@ def position_embeddings(backbone: Backbone) -> np.ndarray:
         undo.callback(first.register_forward_pre_hook(enter, with_kwargs=True).remove)
         try:
             module.eval()
-            with torch.inference_mode(), contextlib.suppress(_Done):
+            with torch.no_grad(), contextlib.suppress(_Done):
                 backbone.forward(batch.to(parameter))
         finally:
             for m in training:

@@ -263,6 +263,12 @@ def _pretrained(folder: Path, name: str, config_json: dict[str, Any]) -> Any:
             f"{transformers.__version__} does not know. Upgrade transformers, or correct "
             "`architectures` in config.json."
         )
+    for chosen in _attentions(config_json):
+        if chosen not in ("eager", "sdpa"):
+            raise ModelError(
+                f"model {name!r}: its config.json asks for the attention {chosen!r}, which "
+                "transformers may fetch code for; expected 'eager' or 'sdpa'. Take it out."
+            )
     dtype = {"dtype" if _is_new() else "torch_dtype": torch.float32}
     try:
         with _quiet():
@@ -286,6 +292,15 @@ def _pretrained(folder: Path, name: str, config_json: dict[str, Any]) -> Any:
             "random weights; save the whole model again."
         )
     return module
+
+
+def _attentions(config: dict[str, Any]) -> Iterator[Any]:
+    """Every implementation of attention that a config.json names, its parts' too."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _attentions(value)
+        elif key in ("attn_implementation", "_attn_implementation") and value is not None:
+            yield value
 
 
 def _is_new() -> bool:

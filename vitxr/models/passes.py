@@ -58,6 +58,10 @@ def exclusive() -> Iterator[None]:
         yield
 
 
+#: Where transformers keeps which implementation of attention a part of a model uses.
+_CHOSEN = "_attn_implementation_internal"
+
+
 class Enough(Exception):  # noqa: N818 (a signal, not an error)
     """Raised by the last hook to end a forward pass."""
 
@@ -78,18 +82,22 @@ def undisturbed(backbone: Backbone, dtype: torch.dtype, dots: bool) -> Iterator[
         )
     module: Any = backbone.module
     training = [m for m in module.modules() if m.training]
-    before = getattr(getattr(module, "config", None), "_attn_implementation", "sdpa")
-    switch = dots and before != "sdpa" and hasattr(module, "set_attn_implementation")
+    configs = {id(c): c for m in module.modules() if (c := getattr(m, "config", None)) is not None}
+    before = [(c, c._attn_implementation) for c in configs.values() if hasattr(c, _CHOSEN)]
+    other = any(chosen != "sdpa" for _, chosen in before)
+    switch = dots and other and hasattr(module, "set_attn_implementation")
     try:
         module.eval()
         if switch:
             module.set_attn_implementation("sdpa")
         kind = backbone.device.type
-        with torch.inference_mode(), torch.autocast(kind, enabled=False):
+        # Not inference_mode: what a model caches in its first pass could never be trained with.
+        with torch.no_grad(), torch.autocast(kind, enabled=False):
             yield
     finally:
         if switch:
-            module.set_attn_implementation(before)
+            for config, chosen in before:
+                setattr(config, _CHOSEN, chosen)  # of this part alone
         for m in training:
             m.training = True
 

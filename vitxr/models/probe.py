@@ -117,7 +117,7 @@ def _blank(module: Any) -> Iterator[None]:
         module.eval()
         for m, kind, hooks in hooked:
             setattr(m, kind, type(hooks)())
-        with torch.inference_mode(), torch.autocast(device, enabled=False):
+        with torch.no_grad(), torch.autocast(device, enabled=False):
             yield
     finally:
         for m, kind, hooks in hooked:

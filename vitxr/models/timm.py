@@ -56,6 +56,39 @@ def hub_id(name: str) -> str:
     return str(found)
 
 
+#: Arguments of timm.create_model that load weights from elsewhere, pickled ones among them.
+_ELSEWHERE = {
+    "cache_dir",
+    "checkpoint_path",
+    "features_only",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "scriptable",
+}
+#: Entries of a pretrained_cfg that say what the model takes and gives.
+_DESCRIBES = {
+    "classifier",
+    "crop_mode",
+    "crop_pct",
+    "first_conv",
+    "fixed_input_size",
+    "input_size",
+    "interpolation",
+    "label_descriptions",
+    "label_names",
+    "license",
+    "mean",
+    "min_input_size",
+    "num_classes",
+    "pool_size",
+    "std",
+    "tag",
+    "test_crop_pct",
+    "test_input_size",
+}
+
+
 def is_config(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is one that timm wrote."""
     return "architecture" in config and "architectures" not in config
@@ -77,9 +110,17 @@ def load(
             "not know. Upgrade timm, or correct `architecture` in config.json."
         )
     options = dict(config.get("model_args") or {})
+    elsewhere = sorted(_ELSEWHERE & set(options))
+    if elsewhere:
+        raise ModelError(
+            f"model {name!r}: `model_args` of its config.json names {', '.join(elsewhere)}, which "
+            "would load other weights than those of the folder. Take them out."
+        )
     kept = ("num_classes", "global_pool")
     options |= {key: config[key] for key in kept if config.get(key) is not None}
-    given = dict(config.get("pretrained_cfg") or {})
+    # Only what describes images and classes: the rest says where else weights are.
+    cfg = dict(config.get("pretrained_cfg") or {})
+    given = {key: value for key, value in cfg.items() if key in _DESCRIBES}
     if size is not None:
         own = pair(options.get("img_size") or tuple(given["input_size"][1:]), "img_size")
         if own[0] != own[1]:
