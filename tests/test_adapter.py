@@ -215,3 +215,17 @@ def test_models_of_equal_weights_are_told_apart():
         fingerprint(blocks=["layers.0", "layers.2"]),
     ]
     assert len({fingerprint(), *others}) == 6
+
+
+def test_standardizing_by_nothing_is_refused():
+    for std in ((0.0, 1.0, 1.0), (0.5, 0.5), 0.5, ("a", "b", "c"), (float("nan"),) * 3):
+        with pytest.raises(ArgumentError, match=r"std=.*expected three numbers"):
+            Preprocess(std=std)
+    with pytest.raises(ArgumentError, match=r"mean=.*expected three numbers"):
+        Preprocess(mean=0.5)
+
+
+@pytest.mark.parametrize("given", [3, None, {"weight": 1}])
+def test_what_is_no_model(given):
+    with pytest.raises(ArgumentError, match=r"the model is a .*expected a name, a folder or"):
+        vitxr.load_model(given)

@@ -100,6 +100,11 @@ def load_model(
 
     if isinstance(name_or_path_or_module, torch.nn.Module):
         return _from_memory(name_or_path_or_module, device, size, adapter)
+    if not isinstance(name_or_path_or_module, str | Path):
+        raise ArgumentError(
+            f"the model is a {type(name_or_path_or_module).__name__}; expected a name, a folder or "
+            "a torch module. Of a state_dict or a configuration, make the module first."
+        )
     if adapter is not None:
         raise ArgumentError(
             f"adapter= goes with a torch module, and {str(name_or_path_or_module)!r} is a name: "

@@ -15,6 +15,12 @@ __all__ = ["Preprocess", "at_size", "output_size"]
 _FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, tuple | list) and all(
+        isinstance(v, int | float) and not isinstance(v, bool) for v in values
+    )
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """Resize, crop the centre, scale to 0..1 and standardize.
@@ -58,6 +64,13 @@ class Preprocess:
             raise ArgumentError(
                 f"interpolation={self.interpolation!r}: expected one of {', '.join(_FILTERS)}."
             )
+        for name, three in (("mean", self.mean), ("std", self.std)):
+            values = np.asarray(three, dtype=np.float64) if _are_numbers(three) else np.array([])
+            if not np.isfinite(values).all() or values.size != 3 or (name == "std" and 0 in values):
+                raise ArgumentError(
+                    f"{name}={three!r}: expected three numbers, of the channels R, G, B"
+                    + (", none of them 0." if name == "std" else ".")
+                )
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Return float32 (channel, row, col) of a uint8 image (row, col, channel)."""

@@ -209,7 +209,9 @@ def _dot(backbone: Backbone, trace: _Trace) -> tuple[DotProduct, _Call | None, i
             f"expected one dot product of queries and keys, computed by torch's "
             f"scaled_dot_product_attention; found {len(trace.dots)}, so that its attention cannot "
             "be captured. Where the model can choose how attention is computed, load it with "
-            "attn_implementation='sdpa' (timm: fused_attn).",
+            "attn_implementation='sdpa' (timm: fused_attn); a block of your own has to call that "
+            "function in a part of its own (torch's nn.MultiheadAttention does not). "
+            "modules={...} captures any module's output.",
         )  # fmt: skip
     dot = trace.dots[0][0]
     expected = (FRAMES, backbone.heads, token_count(backbone))
