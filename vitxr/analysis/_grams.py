@@ -81,12 +81,12 @@ def room_for(matrices: int, images: int, remedy: str) -> None:
 
 
 def gram(parts: Sequence[Array], dtype: Any) -> Array:
-    """Inner products between images for each frame, and the sum of each image's features.
+    """Inner products between images for each layer and frame, and the sum of an image's features.
 
     Parameters
     ----------
     parts
-        Of each image the same frames, (shift_y, shift_x, layer, map, row, col), one layer.
+        Of each image the same frames, (shift_y, shift_x, layer, map, row, col).
     dtype
         What products are computed in. float32: after subtracting the images' mean from each
         feature, which no centring of the matrix sees, and which keeps small differences between
@@ -95,18 +95,18 @@ def gram(parts: Sequence[Array], dtype: Any) -> Array:
     Returns
     -------
     numpy.ndarray
-        ``(frame, image, image + 1)``, float64; the last column holds the sums.
+        ``(layer, frame, image, image + 1)``, float64; the last column holds the sums.
     """
-    height, width = parts[0].shape[:2]
-    images, features = len(parts), math.prod(parts[0].shape[2:])
-    out = np.empty((height * width, images, images + 1))
+    height, width, layers = parts[0].shape[:3]
+    images, features = len(parts), math.prod(parts[0].shape[3:])
+    out = np.empty((layers, height * width, images, images + 1))
     rows = np.empty((images, features), dtype)
-    for y, x in np.ndindex(height, width):
+    for y, x, layer in np.ndindex(height, width, layers):
         for row, part in zip(rows, parts, strict=True):
-            row[:] = part[y, x].reshape(-1)
+            row[:] = part[y, x, layer].reshape(-1)
         if rows.dtype != np.float64:
             rows -= rows.mean(axis=0)
-        here = out[y * width + x]
+        here = out[layer, y * width + x]
         here[:, :-1] = rows @ rows.T
         here[:, -1] = rows.sum(axis=1, dtype=np.float64)
     return out
@@ -131,27 +131,37 @@ def grams(x: xr.DataArray, images: Array, block: Block, dtype: Any) -> Array:
     numpy.ndarray
         ``(layer, frame, image, image + 1)``, summed over feature maps.
     """
-    layers, data = x.sizes["layer"], x.data
     if x.chunks is None:
-        return np.stack(
-            [gram([data[i, *block, k : k + 1] for i in images], dtype) for k in range(layers)]
-        )
+        return gram([x.values[i, *block] for i in images], dtype)
     import dask
     from threadpoolctl import threadpool_limits
 
-    ends = np.cumsum((0, *x.chunksizes["feature_map"])).tolist()
+    data = x.variable.chunk({"patch_row": -1, "patch_col": -1}).data
+    # Each image by itself: what is selected reaches the reader, which reads no more than that.
+    # (shift_y, shift_x, layer, map) blocks of each.
+    pieces = [data[i, *block].to_delayed()[..., 0, 0] for i in images]
+    of_block = dask.delayed(_gram_of_blocks, pure=False)
+    layers, maps = pieces[0].shape[2:]
     wanted = [
-        [data[i, *block, k : k + 1, start:end] for i in images]
+        [of_block([p[:, :, k, m].tolist() for p in pieces], dtype) for m in range(maps)]
         for k in range(layers)
-        for start, end in itertools.pairwise(ends)
     ]
-    # Optimised first: what is selected then reaches the reader, which reads no more than that.
-    (wanted,) = dask.optimize(wanted)
-    of_block = dask.delayed(gram, pure=False)
     with threadpool_limits(1, user_api="blas"):  # Dask has its own threads
-        found = dask.compute([of_block(parts, dtype) for parts in wanted])[0]
-    count = len(ends) - 1
-    return np.stack([sum(found[k * count : (k + 1) * count]) for k in range(layers)])
+        (found,) = dask.compute(wanted)
+    return np.concatenate([sum(of_layers) for of_layers in found])
+
+
+def _gram_of_blocks(parts: list[list[list[Array]]], dtype: Any) -> Array:
+    """Compute :func:`gram` of images whose shifts come in blocks."""
+    return gram(
+        [
+            rows[0][0]
+            if len(rows) == len(rows[0]) == 1
+            else np.concatenate([np.concatenate(row, axis=1) for row in rows])
+            for rows in parts
+        ],
+        dtype,
+    )
 
 
 def u_centred(k: Array) -> Array:
