@@ -24,7 +24,7 @@ import numpy as np
 
 import vitxr
 
-ROUNDS = 5
+ROUNDS = 3
 IMAGES, STEP = 48, 32
 
 
