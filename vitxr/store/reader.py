@@ -209,7 +209,7 @@ def lazy(location: Location, shards: Shards, written: Array | None) -> Any:
     for dim in ("shift_y", "image"):
         if dim in sizes:
             room = _DASK_BYTES // (math.prod(sizes.values()) * shards.dtype.itemsize)
-            sizes[dim] *= max(1, room)
+            sizes[dim] = min(sizes[dim] * max(1, room), shards.shape[shards.dims.index(dim)])
     return da.from_array(
         ShardedArray(location, shards, written),
         chunks=tuple(sizes.values()),
