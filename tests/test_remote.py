@@ -275,7 +275,8 @@ def test_a_store_from_its_layout_to_its_end(book):
     for ds in (vitxr.open(url), xr.open_zarr(url, consolidated=False)):
         np.testing.assert_array_equal(ds["logits"][:, 0, 0], expected)
         assert ds.attrs == {"model": "none"}
-    assert vitxr.open(url)["logits"].chunks == ((1, 1, 1, 1), (1,), (1,), (6,))
+    # Where the shifts of an image are few, a chunk for Dask holds several images.
+    assert vitxr.open(url)["logits"].chunks == ((4,), (1,), (1,), (6,))
     assert vitxr.verify(url, progress=False).sizes["shard"] == 0
 
 
