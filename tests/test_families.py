@@ -315,3 +315,37 @@ def test_the_model_can_be_trained_afterwards(cases, family):
         hook.remove()
         module.zero_grad()
         module.eval()
+
+
+def test_a_masking_of_the_users_own_is_left(cases):
+    (family,) = [family for family in FAMILIES if family.name == "ViT-MAE"]
+    module = cases(family).model.module
+    (embeddings,) = [m for m in module.modules() if hasattr(m, "random_masking")]
+
+    def own(*_):
+        raise AssertionError
+
+    embeddings.random_masking = own
+    try:
+        vitxr.load_model(module)
+        assert embeddings.random_masking is own
+    finally:
+        del embeddings.random_masking
+
+
+def test_each_parts_attention_is_left():
+    config = transformers.SiglipConfig(
+        vision_config={"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+                       "intermediate_size": 64, "image_size": 32, "patch_size": 8},
+        text_config={"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4,
+                     "intermediate_size": 64, "vocab_size": 30},
+    )  # fmt: skip
+    module = transformers.SiglipForImageClassification(config)
+    module.set_attn_implementation("eager")
+    parts = [module.config, module.config.vision_config, module.config.text_config]
+    parts[2]._attn_implementation = "sdpa"
+    before = [part._attn_implementation for part in parts]
+    assert before == ["eager", "eager", "sdpa"]
+    model = vitxr.load_model(module)
+    capture(model, torch.zeros(2, 3, 32, 32), [0], ["attention"])
+    assert [part._attn_implementation for part in parts] == before

@@ -220,3 +220,13 @@ def test_the_size_travels_with_the_model(saved):
 def test_on_the_command_line(capsys, tmp_path):
     assert main(["info", "dinov2-bas"]) == 1
     assert "facebook/dinov2-base" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_a_config_cannot_ask_for_code(saved, key):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "part": {key: "someone/kernel"}}))
+    with pytest.raises(ModelError, match="asks for the attention 'someone/kernel'"):
+        vitxr.load_model(saved)
+    (saved / "config.json").write_text(json.dumps({**config, key: "eager"}))
+    vitxr.load_model(saved)

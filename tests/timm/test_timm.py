@@ -40,7 +40,9 @@ def _name_torchvisions_operators():
             "ps_roi_pool",
             "deform_conv2d",
         ]
-        operators = torch.library.Library("torchvision", "DEF")
+        from torch import library
+
+        operators = library.Library("torchvision", "DEF")
         for name in (*names, *(f"_{name}_backward" for name in names[2:])):
             operators.define(f"{name}(Tensor x) -> Tensor")
         return operators

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from vitxr.models.capture import exclusive
+from vitxr.models.passes import exclusive, undisturbed
 
 if TYPE_CHECKING:
+    import torch
+
     from vitxr.models.backbone import Backbone
 
 __all__ = ["operations", "seconds"]
@@ -51,18 +53,8 @@ def seconds(model: Backbone, repeats: int = 3) -> float:
     return min(times[1:])
 
 
-def _pass(model: Backbone, frame: object) -> None:
-    """Run blank frames in evaluation mode; the module is left as it was."""
-    import torch
-
-    assert isinstance(frame, torch.Tensor)
+def _pass(model: Backbone, frame: torch.Tensor) -> None:
+    """Run blank frames; the module is left as it was."""
     weight = next(p for p in model.module.parameters() if p.is_floating_point())
-    training = [m for m in model.module.modules() if m.training]
-    with exclusive():
-        try:
-            model.module.eval()
-            with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-                model.forward(frame.to(weight))
-        finally:
-            for m in training:
-                m.training = True
+    with exclusive(), undisturbed(model, weight.dtype, dots=False):
+        model.forward(frame.to(weight))

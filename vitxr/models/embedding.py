@@ -13,7 +13,7 @@ import numpy as np
 
 from vitxr.errors import ModelError
 from vitxr.models.backbone import Backbone
-from vitxr.models.passes import exclusive
+from vitxr.models.passes import exclusive, undisturbed
 
 __all__ = ["patch_filters", "position_embeddings"]
 
@@ -66,8 +66,11 @@ def position_embeddings(backbone: Backbone) -> np.ndarray:
         raise _Done
 
     module = backbone.module
-    training = [m for m in module.modules() if m.training]
-    with exclusive(), contextlib.ExitStack() as undo:
+    with (
+        exclusive(),
+        undisturbed(backbone, parameter.dtype, dots=False),
+        contextlib.ExitStack() as undo,
+    ):
         for name, child in module.named_modules():
             if name == path:
                 hook = child.register_forward_hook(lambda _m, _a, out: embedded.append(out))
@@ -76,13 +79,8 @@ def position_embeddings(backbone: Backbone) -> np.ndarray:
             undo.callback(hook.remove)
         first = backbone.blocks[0]
         undo.callback(first.register_forward_pre_hook(enter, with_kwargs=True).remove)
-        try:
-            module.eval()
-            with torch.no_grad(), contextlib.suppress(_Done):
-                backbone.forward(batch.to(parameter))
-        finally:
-            for m in training:
-                m.training = True
+        with contextlib.suppress(_Done):
+            backbone.forward(batch.to(parameter))
     if embedded and tuple(embedded[0].shape[2:]) == (rows, columns):
         plain = embedded[0].flatten(2).transpose(1, 2)
         for state in states:

@@ -15,7 +15,7 @@ import numpy as np
 
 from vitxr.errors import ModelError
 from vitxr.models.backbone import Backbone
-from vitxr.models.passes import DotProduct, exclusive, watching
+from vitxr.models.passes import DotProduct, exclusive, undisturbed, watching
 
 if TYPE_CHECKING:
     import torch
@@ -197,31 +197,20 @@ def _softmax(dot: DotProduct) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _open(backbone: Backbone) -> Iterator[None]:
-    """Evaluation mode, gradients of activations only, fused attention; all as before at the end."""
+    """As :func:`undisturbed`, with gradients of activations only; all as before at the end."""
     import torch
 
-    module: Any = backbone.module
-    training = [m for m in module.modules() if m.training]
-    learning = [p for p in module.parameters() if p.requires_grad]
-    before = getattr(getattr(module, "config", None), "_attn_implementation", "sdpa")
-    switch = before != "sdpa" and hasattr(module, "set_attn_implementation")
+    learning = [p for p in backbone.module.parameters() if p.requires_grad]
+    dtype = next(p.dtype for p in backbone.module.parameters() if p.is_floating_point())
     try:
-        module.eval()
         for parameter in learning:
             parameter.requires_grad = False
-        if switch:
-            module.set_attn_implementation("sdpa")
-        kind = backbone.device.type
         with (
+            undisturbed(backbone, dtype, dots=True),
             torch.inference_mode(False),
             torch.enable_grad(),
-            torch.autocast(kind, enabled=False),
         ):
             yield
     finally:
-        if switch:
-            module.set_attn_implementation(before)
         for parameter in learning:
             parameter.requires_grad = True
-        for m in training:
-            m.training = True
