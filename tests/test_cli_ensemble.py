@@ -9,8 +9,8 @@ from synthetic import extraction, stimuli
 from test_resume import count_fits
 
 import vitxr
-from vitxr import cli
-from vitxr.cli import main
+from vitxr.cli import factorize, main
+from vitxr.cli.show import amount
 from vitxr.factor import methods
 
 #: Of the patch grid.
@@ -116,7 +116,7 @@ def test_a_tensor_that_would_fill_the_memory_is_not_loaded(folder, monkeypatch, 
     fit = ["factorize", "run.nc", "--layer", "0", "--rank", "2", "--feature-maps", "4", "--quiet"]
     size = vitxr.open("run.nc").vit.neuron_tensor(layer=0, feature_maps=4).nbytes
     for room, loaded in ((2 * size, True), (2 * size - 1, False), (None, False)):
-        monkeypatch.setattr(cli, "_available", lambda room=room: room)
+        monkeypatch.setattr(factorize, "_available", lambda room=room: room)
         assert main([*fit[:2], f"{loaded}{room}.nc", *fit[2:]]) == 0
         assert (seen.pop().chunks is None) == loaded
         assert ("it is not loaded" in capsys.readouterr().out) != loaded
@@ -126,7 +126,7 @@ def test_a_tensor_that_would_fill_the_memory_is_not_loaded(folder, monkeypatch, 
 
 
 def test_the_memory_that_is_available():
-    known = cli._available()
+    known = factorize._available()
     assert known is None or 1e6 < known < 1e15
 
 
@@ -135,7 +135,7 @@ def test_the_memory_that_is_available():
     [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (602_112, "602 kB"), (63_700_000_000, "63.7 GB")],
 )
 def test_sizes_are_in_powers_of_a_thousand(count, said):
-    assert cli._bytes(count) == said
+    assert amount(count) == said
 
 
 def test_floors_and_what_is_refused(folder, capsys):

@@ -1,0 +1,97 @@
+"""``vitxr verify``, and ``vitxr info`` of stores and of models."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from vitxr.cli.arguments import add_quiet, command, size
+from vitxr.cli.show import amount, sizes
+from vitxr.errors import ArgumentError, StoreError
+
+__all__ = ["add_info", "add_verify"]
+
+
+def add_verify(commands: Any) -> None:
+    """Add the command."""
+    parser = command(
+        commands,
+        "verify",
+        _run_verify,
+        "Check every byte of a store against the checksums written with it. Exit status 1 if "
+        "anything is missing, cut short, altered or not written yet; with --reset, 0 when all that "
+        "is damaged was taken back.",
+    )
+    parser.add_argument("store", help="store that vitxr extract wrote, finished or not")
+    parser.add_argument(
+        "--reset",
+        action="store_true",
+        help="take damaged units back: the same vitxr extract, run again, writes them anew",
+    )
+    add_quiet(parser)
+
+
+def _run_verify(args: argparse.Namespace) -> None:
+    import vitxr
+
+    found = vitxr.verify(args.store, reset=args.reset, progress=not args.quiet)
+    checked = f"{found.attrs['units']} units, {amount(found.attrs['bytes'])}"
+    if found.sizes["shard"] == 0:
+        print(f"All is as it was written: {checked}.")
+        return
+    rows = found.to_dataframe().sort_values("unit")
+    print(rows[["problem", "unit", "image", "shift_y", "layer", "key"]].to_string(index=False))
+    damaged, units, again = found.attrs["damaged"], found.attrs["units"], "vitxr extract again"
+    if not damaged:
+        raise StoreError(f"the store is not finished. Run {again} to write what is missing.")
+    said = "1 damaged unit was" if damaged == 1 else f"{damaged} damaged units were"
+    if args.reset:
+        print(f"{said} taken back. Run {again}, with the same arguments, to write what is missing.")
+        return
+    raise StoreError(
+        f"{damaged} of {units} {'unit is' if units == 1 else 'units are'} damaged. Take back what "
+        f"is with --reset, and run {again}, with the same arguments, to write it anew."
+    )
+
+
+def add_info(commands: Any) -> None:
+    """Add the command."""
+    parser = command(
+        commands,
+        "info",
+        _run_info,
+        "Say what a store, a file of factors or a model holds.",
+    )
+    parser.add_argument("target", help="a store, a file of factors, or a model's name or folder")
+    parser.add_argument(
+        "--input-size", type=size, help="of a model: 448 or 224x448 (height x width), not its own"
+    )
+
+
+def _run_info(args: argparse.Namespace) -> None:
+    import vitxr
+
+    path = Path(args.target)
+    is_file = path.suffix in (".zarr", ".nc", ".mat")
+    if is_file or (path.exists() and not (path / "config.json").exists()):
+        if args.input_size is not None:
+            raise ArgumentError(f"--input-size goes with a model; {args.target!r} is none.")
+        result = vitxr.open(args.target)
+        print(sizes(result))
+        for key, value in result.attrs.items():
+            print(f"  {key}: {value}")
+        return
+    from vitxr.models.catalog import known_models
+    from vitxr.models.cost import operations, seconds
+
+    model = vitxr.load_model(args.target, input_size=args.input_size)
+    known: dict[str, Any] = known_models().get(args.target, {})
+    lines: dict[str, str] = {
+        **model.summary(),
+        **{key: str(known[key]) for key in ("family", "licence", "expect") if key in known},
+        "one frame": f"{operations(model) / 1e9:.3g} GFLOP, {seconds(model):.3g} s here",
+        "weights SHA-256": model.fingerprint,
+    }
+    for key, text in lines.items():
+        print(f"{key:>16}  {text}")
