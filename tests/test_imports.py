@@ -18,6 +18,7 @@ ROOMS = [
     "stimuli",
     "models",
     "store",
+    "catalog",
     "extract",
     "tensors",
     "matlab",

@@ -20,7 +20,7 @@ from vitxr.store import open_store as open  # noqa: A004 (the public name; the b
 from vitxr.store import save, verify
 
 if TYPE_CHECKING:
-    from vitxr import analysis, factor, models, plot, report
+    from vitxr import analysis, catalog, factor, models, plot, report
     from vitxr.factor import factorize, fit_ensemble
     from vitxr.models import load_model
     from vitxr.stimuli import datasets
@@ -29,6 +29,7 @@ __all__ = [
     "ShiftGrid",
     "__version__",
     "analysis",
+    "catalog",
     "datasets",
     "errors",
     "estimate",
@@ -55,6 +56,7 @@ __all__ = [
 # Loaded when first used: they stand on optional or slow packages.
 _LAZY = {
     "analysis": ("vitxr.analysis", None),
+    "catalog": ("vitxr.catalog", None),
     "datasets": ("vitxr.stimuli.datasets", None),
     "factor": ("vitxr.factor", None),
     "factorize": ("vitxr.factor", "factorize"),

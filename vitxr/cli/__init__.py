@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vitxr import __version__
+from vitxr.cli.catalog import add_catalog
 from vitxr.cli.demo import add_demo
 from vitxr.cli.extract import add_extract
 from vitxr.cli.factorize import add_factorize
@@ -25,6 +26,7 @@ examples:
   vitxr factorize run.zarr factors.nc --layer 0 --rank 25
   vitxr verify run.zarr
   vitxr info run.zarr
+  vitxr catalog lab.yaml --add run.zarr
 
 exit status: 0 done, 1 refused or failed (one message says why), 2 usage, 130 interrupted,
 143 terminated
@@ -93,4 +95,5 @@ def _parser() -> argparse.ArgumentParser:
     add_factorize(commands)
     add_verify(commands)
     add_info(commands)
+    add_catalog(commands)
     return parser

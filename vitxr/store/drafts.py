@@ -27,7 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
     folder, lock = _new(path.parent, prefix)
     try:
         yield folder / path.name
-        (folder / path.name).rename(path)
+        (folder / path.name).replace(path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         if lock is not None:

@@ -293,7 +293,7 @@ def _encode(ds: xr.Dataset, netcdf: bool) -> xr.Dataset:
     if packed:
         ds = cf_xarray.encode_multi_index_as_compress(ds, packed)
     for name, variable in ds.variables.items():
-        if variable.dtype.kind == "T":
-            # netCDF writers know object strings, not NumPy's StringDType.
+        if variable.dtype.kind in "TU":
+            # netCDF knows object strings, not NumPy's StringDType; Zarr v3 none of a fixed width.
             ds[name] = variable.astype(object)
     return ds

@@ -251,6 +251,13 @@ class Location:
             if entry["type"] == "file"
         }
 
+    def total(self) -> int:
+        """Size in bytes of all that is there."""
+        if self.folder is not None:
+            return sum(p.stat().st_size for p in self.folder.rglob("*") if p.is_file())
+        with self._reached() as (fs, root):
+            return int(fs.du(root))
+
     def remove(self) -> None:
         """Delete everything."""
         if self.folder is not None:
