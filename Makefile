@@ -20,13 +20,12 @@ test: $(VENV)/.installed test-base test-timm  ## every test; a test that would b
 	PATH="$$PATH:/sbin" sh scripts/chromium.sh
 	VITXR_NO_SKIP=1 $(PYTEST) tests
 
-$(VENV)-base/.installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)-base
-	$(VENV)-base/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . pytest
-	touch $@
-
-test-base: $(VENV)-base/.installed  ## where neither torch nor panel is installed
-	$(VENV)-base/bin/python -m pytest -p no:cacheprovider --confcutdir=tests/base tests/base
+# What a user installs: the wheel, built from the sdist, where neither torch nor panel is.
+test-base: build
+	test -e $(VENV)-base/bin/python || $(PYTHON) -m venv $(VENV)-base
+	$(VENV)-base/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pytest dist/*.whl
+	$(VENV)-base/bin/python -m pip install --quiet --disable-pip-version-check --force-reinstall --no-deps dist/*.whl
+	cd tests && $(abspath $(VENV))-base/bin/pytest -p no:cacheprovider --rootdir=base --confcutdir=base -c ../pyproject.toml base
 
 # Beside the others, not among them: timm needs torchvision, and where that is built for another
 # torch than the one that is installed, transformers cannot be imported either.
@@ -76,8 +75,10 @@ app: $(VENV)/.installed  ## look at the demo's report
 	test -e demo/report.html || $(MAKE) demo
 	$(BIN)/python -m webbrowser -t "file://$(CURDIR)/demo/report.html"
 
-build: $(VENV)/.installed  ## wheel and sdist
-	$(BIN)/python -m build
+build: $(VENV)/.installed  ## wheel and sdist, their contents checked
+	rm -rf dist build
+	$(BIN)/python -m build >/dev/null
+	$(BIN)/python scripts/check_dist.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-base $(VENV)-timm $(VENV)-newest demo docs/_build docs/generated build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

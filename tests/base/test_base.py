@@ -87,3 +87,9 @@ def test_command_line(store):
     )
     assert done.returncode == 1
     assert "vitxr[models]" in done.stderr
+
+
+def test_the_activations_that_come_with_vitxr():
+    t = vitxr.catalog.open("activations.digits").vit.neuron_tensor(layer=5, feature_maps=3)
+    assert dict(t.sizes) == {"neuron": 192, "image": 10, "shift": 4}
+    assert float(t.max()) > 0
