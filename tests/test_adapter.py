@@ -9,6 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from conftest import make_vit  # noqa: E402
+
 import vitxr  # noqa: E402
 from vitxr.errors import ArgumentError, ModelError  # noqa: E402
 from vitxr.models import Adapter, Preprocess  # noqa: E402
@@ -101,10 +103,10 @@ def test_extraction_with_classes_and_preprocessing():
     adapter = Adapter(
         blocks=[f"stack.{i}" for i in range(4)], prefix=("class",), patch=(4, 8),
         input_size=(16, 32), heads=3, classes=("cat", "dog", "owl"),
-        preprocess=Preprocess(resize=(16, 32), mean=(0.5,) * 3, std=(0.5,) * 3),
     )  # fmt: skip
     module = Own().eval()
-    model = vitxr.load_model(module, adapter=adapter)
+    own = Preprocess(resize=(16, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
+    model = vitxr.load_model(module, adapter=adapter, preprocess=own)
     image = np.random.default_rng(0).integers(0, 256, (1, 16, 32, 3), dtype=np.uint8)
     stim = vitxr.open_images({"one": image})
     names = ["activation", "logits"]
@@ -144,6 +146,9 @@ def test_copies_keep_what_was_told():
         ({}, {"input_size": (32, 32)}, r"does not take images of 32 x 32 px: RuntimeError"),
         ({}, {"input_size": (2, 32)}, "smaller than one patch"),
         ({}, {"blocks": "blocks"}, r"no module 'blocks'.*lists of modules: stack"),
+        ({}, {"blocks": "cut"}, r"'cut', which.*is a Conv2d and holds none.*blocks=\['cut'\]"),
+        ({}, {"heads": 5}, r"24 channels, and the adapter says heads=5; expected a divisor"),
+        ({}, {"classes": ("cat", "dog")}, r"2 classes are named.*shape \(1, 3\); expected \(1, 2"),
         ({}, {"blocks": ["stack.1", "stack.0"]}, r"run in the order \[1, 0\]"),
         ({"twice": True}, {}, r"run in the order \[0, 0, 1, 1"),
         ({"columns_first": True, "size": (16, 64)}, {"input_size": (16, 64)}, "row by row"),
@@ -167,17 +172,75 @@ def test_a_token_without_a_known_weight_is_named_by_the_adapter():
     [
         ({"patch": 2.5}, "patch=2.5: expected a number of pixels"),
         ({"input_size": (1, 2, 3)}, r"input_size=\(1, 2, 3\): expected a number of pixels"),
+        ({"patch": True}, "patch=True: expected a number of pixels"),
         ({"prefix": "class"}, "prefix='class': expected distinct names"),
+        ({"prefix": None}, "prefix=None: expected distinct names"),
+        ({"prefix": ("class", "class")}, "expected distinct names"),
+        ({"prefix": (1,)}, "expected distinct names"),
+        ({"blocks": 3}, "blocks=3: expected the path of the list of blocks"),
+        ({"blocks": ()}, r"blocks=\(\): expected"),
+        ({"blocks": ["stack.0", "stack.0"]}, "the path of each block, once"),
+        ({"heads": 0}, "heads=0: expected the number of attention heads"),
+        ({"heads": 1.5}, "heads=1.5: expected"),
+        ({"heads": None}, "heads=None: expected"),
+        ({"classes": "abc"}, "classes='abc': expected a sequence of distinct names"),
+        ({"classes": None}, "classes=None: expected a sequence"),
+        ({"classes": ("a", "b", "a")}, "'a' is there twice: number those"),
     ],
 )
 def test_arguments(changes, message):
     with pytest.raises(ArgumentError, match=message):
-        vitxr.load_model(Own(), adapter=Adapter(**{**vars(ADAPTER), **changes}))
+        Adapter(**{**vars(ADAPTER), **changes})
+
+
+def test_numbers_of_numpys():
+    adapter = Adapter("stack", ["class"], np.array([4, 8]), (np.int64(16), 32), np.int32(3))
+    model = vitxr.load_model(Own(), adapter=adapter)
+    assert (model.patch, model.input_size, model.heads) == ((4, 8), (16, 32), 3)
+    assert model.fingerprint == vitxr.load_model(Own(), adapter=ADAPTER).fingerprint
+
+
+def test_classes_of_a_module_that_returns_tokens():
+    class Tokens(Own):
+        def forward(self, images):
+            super().forward(images)
+            return {"tokens": images}
+
+    adapter = Adapter(**{**vars(ADAPTER), "classes": ("cat", "dog", "owl")})
+    with pytest.raises(ModelError, match=r"returns a dict without logits; expected \(1, 3\)"):
+        vitxr.load_model(Tokens(), adapter=adapter)
+
+
+def test_as_many_passes_as_before():
+    """What is checked of classes and heads is read from a pass that is made anyway."""
+    adapter, passes = Adapter(**{**vars(ADAPTER), "classes": ("cat", "dog", "owl")}), []
+
+    class Counted(Own):
+        def forward(self, images):
+            passes.append(len(images))
+            return super().forward(images)
+
+    vitxr.load_model(Counted(), adapter=ADAPTER)
+    before = list(passes)
+    passes.clear()
+    vitxr.load_model(Counted(), adapter=adapter)
+    assert passes == before
+    assert sum(passes) <= 8
+
+
+def test_logits_without_names_say_what_to_do():
+    image = np.zeros((1, 16, 32, 3), np.uint8)
+    stim = vitxr.open_images({"one": image})
+    model = vitxr.load_model(Own(), adapter=ADAPTER)
+    with pytest.raises(ArgumentError, match=r"no `logits`.*Adapter\(\.\.\., classes=\.\.\.\)"):
+        vitxr.extract(stim, model, variables=["logits"], preprocess="raw")
 
 
 def test_where_an_adapter_does_not_go():
     with pytest.raises(ArgumentError, match="'digits' is a name"):
         vitxr.load_model("digits", adapter=ADAPTER)
+    with pytest.raises(ArgumentError, match=r"'digits' is a name \(its own is preprocessor_config"):
+        vitxr.load_model("digits", preprocess=Preprocess())
     with pytest.raises(ArgumentError, match="beside an adapter"):
         vitxr.load_model(Own(), adapter=ADAPTER, input_size=32)
     with pytest.raises(ArgumentError, match=r"expected a vitxr\.models\.Adapter"):
@@ -218,6 +281,9 @@ def test_models_of_equal_weights_are_told_apart():
 
 
 def test_standardizing_by_nothing_is_refused():
+    for what, size in (("crop", 64), ("crop", (1.5, 2)), ("resize", "big"), ("resize", (0, 3))):
+        with pytest.raises(ArgumentError, match=rf"{what}=.*expected .*in pixels, or None"):
+            Preprocess(**{what: size})
     for std in ((0.0, 1.0, 1.0), (0.5, 0.5), 0.5, ("a", "b", "c"), (float("nan"),) * 3):
         with pytest.raises(ArgumentError, match=r"std=.*expected three numbers"):
             Preprocess(std=std)
@@ -229,3 +295,25 @@ def test_standardizing_by_nothing_is_refused():
 def test_what_is_no_model(given):
     with pytest.raises(ArgumentError, match=r"the model is a .*expected a name, a folder or"):
         vitxr.load_model(given)
+
+
+# How images become the input of a module in memory
+
+
+@pytest.mark.parametrize("given", [3, "imagenet", lambda image: image])
+def test_what_is_no_preprocessing(given):
+    with pytest.raises(ArgumentError, match=r"preprocess=.*expected a vitxr\.models\.Preprocess"):
+        vitxr.load_model(Own(), adapter=ADAPTER, preprocess=given)
+
+
+def test_preprocessing_of_another_size():
+    own = Preprocess(resize=(32, 32))
+    with pytest.raises(
+        ArgumentError, match=r"images of 32 x 32 px; 'Own' takes 16 x 32 px.*adapter"
+    ):
+        vitxr.load_model(Own(), adapter=ADAPTER, preprocess=own)
+    with pytest.raises(ArgumentError, match=r"'ViTForIm.*' takes 32 x 48 px\. .*input_size="):
+        vitxr.load_model(make_vit(), preprocess=own)
+    kept = vitxr.load_model(make_vit(), preprocess=Preprocess(resize=64))
+    with pytest.raises(ModelError, match=r"makes images of 64 x 64 px.*preprocess=\.\.\.\)"):
+        kept.preprocess(np.zeros((9, 9, 3), np.uint8))

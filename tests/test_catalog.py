@@ -35,6 +35,9 @@ def test_every_row_is_whole():
         ("vit-base-patch16-224", "google/vit-base-patch16-224"),
         ("facebook/dinov2_base", "facebook/dinov2-base"),
         ("digitz", "digits"),
+        ("dinov2", "facebook/dinov2-small, facebook/dinov2-base"),
+        ("CLIP", "openai/clip-vit-base-patch32"),
+        ("meta/dinov2-base", "facebook/dinov2-base"),
     ],
 )
 def test_the_nearest_known(name, nearest):
@@ -79,3 +82,23 @@ def test_info_of_a_model(capsys):
 def test_an_input_size_goes_with_a_model(tmp_path, capsys):
     assert main(["info", str(tmp_path / "a.nc"), "--input-size", "32"]) == 1
     assert "--input-size goes with a model" in capsys.readouterr().err
+    assert main(["info", str(tmp_path / "a.nc"), "--revision", "main"]) == 1
+    assert "--revision goes with a model" in capsys.readouterr().err
+
+
+def test_info_of_what_is_neither(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("no store")
+    for given in (tmp_path, tmp_path / "notes.txt"):
+        assert main(["info", str(given)]) == 1
+        assert "is neither a store" in capsys.readouterr().err
+
+
+def test_as_a_module():
+    import subprocess
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-m", "vitxr", "info", "nowhere"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("vitxr info: no model named 'nowhere'")

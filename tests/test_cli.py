@@ -141,7 +141,7 @@ def test_interrupt_is_status_130(folder, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(vitxr, "open", interrupt)
-    assert main(["info", "photos"]) == 130
+    assert main(["info", "factors.nc"]) == 130
     assert "interrupted" in capsys.readouterr().err
 
 

@@ -4,6 +4,9 @@ Against transformers' own output of the same saved model. scripts/families.py ma
 in docs/models.md from the tests here that pass, by their names.
 """
 
+import copy
+import json
+
 import numpy as np
 import pytest
 
@@ -15,6 +18,7 @@ from families import FAMILIES  # noqa: E402
 
 import vitxr  # noqa: E402
 from vitxr.errors import ModelError  # noqa: E402
+from vitxr.models import Preprocess  # noqa: E402
 from vitxr.models.capture import capture  # noqa: E402
 
 WITH_PREFIX = [f for f in FAMILIES if f.prefix]
@@ -213,6 +217,30 @@ def _literal(image, size, floating):
         resized = np.asarray(small).transpose(2, 0, 1) / 255
     mean, std = np.array([0.5, 0.4, 0.3]), np.array([0.2, 0.25, 0.3])
     return (resized - mean[:, None, None]) / std[:, None, None]
+
+
+@every()
+def test_preprocessing_given_with_a_module(cases, family):
+    """An image processor in memory does what it does when it is saved beside the model."""
+    case = cases(family)
+    settings = json.loads((case.folder / "preprocessor_config.json").read_text())
+    image = np.random.default_rng(0).integers(0, 256, (50, 41, 3), dtype=np.uint8)
+    expected = case.model.preprocess(image)
+    if family.name != "DINOv3 ViT":  # transformers has its own with torchvision only
+        given = transformers.AutoImageProcessor.from_pretrained(case.folder, backend="pil")
+        own = vitxr.load_model(case.model.module, preprocess=given)
+        np.testing.assert_array_equal(own.preprocess(image), expected)
+    module = copy.deepcopy(case.model.module)
+    module.config.name_or_path = "someone/else"
+    said = Preprocess(
+        resize=family.size, interpolation="bilinear", mean=tuple(settings["image_mean"]),
+        std=tuple(settings["image_std"]), floating=family.name == "DINOv3 ViT",
+    )  # fmt: skip
+    model = vitxr.load_model(module, preprocess=said)
+    np.testing.assert_array_equal(model.preprocess(image), said(image))
+    assert model.preprocessing() == said.settings()
+    if "crop_size" not in settings:
+        np.testing.assert_allclose(said(image), expected, atol=2e-5)
 
 
 @every()

@@ -30,6 +30,7 @@ ROOMS = [
     "__init__",
     "demo",
     "cli",
+    "__main__",
 ]
 
 

@@ -96,6 +96,13 @@ def test_a_name_that_is_almost_known(monkeypatch):
         vitxr.load_model("google/vit-base-patch16-225")
 
 
+def test_what_the_hub_has_without_safetensors(monkeypatch, saved):
+    (saved / "model.safetensors").unlink()
+    hub(monkeypatch, saved)
+    with pytest.raises(ModelError, match="has no safetensors weights"):
+        vitxr.load_model("someone/small-vit")
+
+
 @pytest.mark.parametrize("offline", [True, False])
 def test_no_network(monkeypatch, tmp_path, offline):
     """Told offline by the environment, or found to be."""
@@ -137,14 +144,80 @@ def test_corrupt_config(saved, text):
 
 def test_corrupt_processor(saved):
     (saved / "preprocessor_config.json").write_text('{"image_processor_type": "MindReader"}')
-    with pytest.raises(ModelError, match=r"image processor in .*cannot be loaded.*Correct"):
+    with pytest.raises(ModelError, match=r"image processor in .*cannot be used.*Correct"):
+        vitxr.load_model(saved)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "JSONDecodeError"),
+        ("[]", "it holds no object"),
+        ('{"image_processor_type": "DINOv3ViTImageProcessor"}', "KeyError: 'size'"),
+        ('{"image_processor_type": "ViTImageProcessor", "size": "big"}', "cannot be used"),
+        # What transformers would only find at the first image.
+        ('{"image_processor_type": "ViTImageProcessor", "image_mean": [1, 2]}', "cannot be used"),
+        ('{"image_processor_type": "ViTImageProcessor", "resample": 77}', "cannot be used"),
+        (
+            '{"image_processor_type": "BitImageProcessor", "crop_size": [-1, 8]}',
+            "expected a number of pixels",
+        ),
+    ],
+)
+def test_a_processor_that_cannot_be_used(saved, text, message):
+    (saved / "preprocessor_config.json").write_text(text)
+    with pytest.raises(ModelError, match=rf"{message}.*Correct preprocessor_config\.json"):
+        vitxr.load_model(saved)
+
+
+@pytest.mark.parametrize("given", [5, [5], [], None, "ViTModel", ["ViTConfig"], ["AutoModel"]])
+def test_architectures_that_are_none(saved, given):
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "architectures": given}))
+    with pytest.raises(ModelError, match=r"`architectures` of its config|which transformers"):
+        vitxr.load_model(saved)
+
+
+def test_class_names_with_gaps(saved):
+    config = json.loads((saved / "config.json").read_text())
+    names = {0: "a", 1: "b", 2: "c", 3: "d", 9: "e"}
+    (saved / "config.json").write_text(json.dumps({**config, "id2label": names}))
+    module = make_vit()
+    module.config.id2label = names
+    for given in (saved, module):
+        with pytest.raises(ModelError, match=r"`id2label`.*0, 1, 2, 3, 9.; expected.* 0 to 4"):
+            vitxr.load_model(given)
+    module.config.id2label = dict(enumerate("abc"))
+    with pytest.raises(ModelError, match=r"3 classes.*shape \(1, 5\).*Correct `id2label`"):
+        vitxr.load_model(module)
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ("patch_size", 0), ("patch_size", "16"), ("image_size", [1, 2, 3]),
+        ("num_hidden_layers", -1), ("num_hidden_layers", 0), ("num_hidden_layers", 7),
+        ("hidden_size", {}), ("num_attention_heads", 5), ("hidden_act", "none"),
+        ("num_channels", None),
+    ],
+)  # fmt: skip
+def test_configs_that_make_no_sense(saved, change, value):
+    """Of hundreds that were tried by chance, those that fail in different places."""
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, change: value}))
+    with pytest.raises((ModelError, ArgumentError)):
         vitxr.load_model(saved)
 
 
 def test_a_wrong_folder(tmp_path):
     (tmp_path / "notes.txt").write_text("no model")
-    with pytest.raises(ModelError, match=r"config\.json cannot be read.*save_pretrained"):
+    with pytest.raises(ModelError, match=r"holds no config\.json, so no model.*save_pretrained"):
         vitxr.load_model(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"config\.json and no weights.*model\.safetensors"):
+        vitxr.load_model(tmp_path)
+    with pytest.raises(ArgumentError, match="the model is ''"):
+        vitxr.load_model("")
     with pytest.raises(ModelError, match="no model folder at"):
         vitxr.load_model(tmp_path / "notes.txt")
 
@@ -162,7 +235,7 @@ def test_a_text_model(tmp_path):
         vocab_size=10,
     )  # fmt: skip
     transformers.BertModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="BertModel is not a Vision Transformer vitxr can read"):
+    with pytest.raises(ModelError, match="BertModel is a model of text"):
         vitxr.load_model(tmp_path)
 
 
@@ -215,6 +288,19 @@ def test_the_size_travels_with_the_model(saved):
     )
     assert (ds.attrs["input_height"], ds.attrs["input_width"]) == (48, 64)
     assert dict(ds["activation"].sizes)["patch_col"] == 8
+
+
+def test_a_name_the_hub_forbids(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="neither a folder nor a legal hub id"):
+        vitxr.load_model("some one/vit!")
+
+
+def test_a_revision_on_the_command_line(monkeypatch, saved, capsys):
+    calls = hub(monkeypatch, saved)
+    assert main(["info", "someone/small-vit", "--revision", "v1"]) == 0
+    assert calls["asked"] == ("someone/small-vit", "v1")
+    assert COMMIT in capsys.readouterr().out
 
 
 def test_on_the_command_line(capsys, tmp_path):

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import vitxr  # noqa: E402
-from vitxr.errors import ModelError  # noqa: E402
+from vitxr.errors import ArgumentError, ModelError  # noqa: E402
 from vitxr.models.capture import capture  # noqa: E402
 
 
@@ -291,7 +291,7 @@ def test_a_text_model_is_refused():
         intermediate_size=16,
         vocab_size=10,
     )
-    with pytest.raises(ModelError, match="BertModel is not a Vision Transformer"):
+    with pytest.raises(ModelError, match="BertModel is a model of text"):
         vitxr.load_model(transformers.BertModel(config))
 
 
@@ -338,8 +338,13 @@ def test_images_three_pixels_high_are_not_channels_first(saved):
 
 
 def test_a_revision_goes_with_the_hub(saved):
-    with pytest.raises(ModelError, match="'main' goes with models of the hub"):
-        vitxr.load_model("digits", revision="main")
+    for given in ("digits", saved):
+        with pytest.raises(ModelError, match="'main' goes with models of the hub"):
+            vitxr.load_model(given, revision="main")
+    with pytest.raises(ArgumentError, match=r"revision='main' goes with.*a module in memory"):
+        vitxr.load_model(make_vit(), revision="main")
+    with pytest.raises(ArgumentError, match=r"revision=5; expected .* as text"):
+        vitxr.load_model("digits", revision=5)
 
 
 def test_a_model_shows_itself_in_a_few_lines(model):
@@ -353,13 +358,32 @@ def test_greyscale_models_are_refused():
 
 
 def test_without_a_processor(model):
-    with pytest.raises(ModelError, match=r"without its image processor.*preprocess='raw'"):
+    with pytest.raises(ModelError, match=r"load_model\(module, preprocess=.*preprocess='raw'"):
         model.preprocess(np.zeros((4, 4, 3), np.uint8))
 
 
-def test_unusable_device(saved):
-    with pytest.raises(ModelError, match="device='abacus' cannot be used"):
-        vitxr.load_model(saved, device="abacus")
+def test_a_folder_without_a_processor(saved):
+    (saved / "preprocessor_config.json").unlink()
+    with pytest.raises(ModelError, match=r"preprocessor_config\.json\).*Save the processor beside"):
+        vitxr.load_model(saved).preprocess(np.zeros((4, 4, 3), np.uint8))
+
+
+@pytest.mark.parametrize("device", ["abacus", "cuda:99", "meta"])
+def test_unusable_device(saved, device):
+    for given in (saved, make_vit()):
+        with pytest.raises(ModelError, match=rf"device='{device}' cannot be used: .*Pass 'auto'"):
+            vitxr.load_model(given, device=device)
+    with pytest.raises(ArgumentError, match=r"device=0: expected 'auto', 'cpu'"):
+        vitxr.load_model(saved, device=0)
+
+
+def test_weights_that_cannot_run():
+    with torch.device("meta"):
+        module = make_vit()
+    with pytest.raises(ModelError, match="on torch's meta device"):
+        vitxr.load_model(module)
+    with pytest.raises(ModelError, match="its weights are none of floating point"):
+        vitxr.load_model(torch.nn.ReLU())
 
 
 def test_what_changes_numbers_is_in_the_fingerprint():

@@ -67,16 +67,28 @@ def add_info(commands: Any) -> None:
     parser.add_argument(
         "--input-size", type=size, help="of a model: 448 or 224x448 (height x width), not its own"
     )
+    parser.add_argument("--revision", help="of a model of the hub: branch, tag or commit")
 
 
 def _run_info(args: argparse.Namespace) -> None:
     import vitxr
+    from vitxr.store.layout import is_laid_out
+    from vitxr.store.location import Location
 
     path = Path(args.target)
     is_file = path.suffix in (".zarr", ".nc", ".mat")
     if is_file or (path.exists() and not (path / "config.json").exists()):
-        if args.input_size is not None:
-            raise ArgumentError(f"--input-size goes with a model; {args.target!r} is none.")
+        for option in ("input_size", "revision"):
+            if getattr(args, option) is not None:
+                raise ArgumentError(
+                    f"--{option.replace('_', '-')} goes with a model; {args.target!r} is none."
+                )
+        if not (is_file or path.joinpath("zarr.json").exists() or is_laid_out(Location(path))):
+            raise ArgumentError(
+                f"{args.target!r} is neither a store (it holds no zarr.json) nor a model (it holds "
+                "no config.json); expected a store that vitxr extract wrote, a file of factors, or "
+                "a model's name or folder."
+            )
         result = vitxr.open(args.target)
         print(sizes(result))
         for key, value in result.attrs.items():
@@ -85,7 +97,7 @@ def _run_info(args: argparse.Namespace) -> None:
     from vitxr.models.catalog import known_models
     from vitxr.models.cost import operations, seconds
 
-    model = vitxr.load_model(args.target, input_size=args.input_size)
+    model = vitxr.load_model(args.target, revision=args.revision, input_size=args.input_size)
     known: dict[str, Any] = known_models().get(args.target, {})
     lines: dict[str, str] = {
         **model.summary(),

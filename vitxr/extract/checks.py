@@ -152,8 +152,8 @@ def check_variables(
         raise ArgumentError(f"variables={variables!r}: expected some of {', '.join(CAPTURED)}.")
     if "logits" in variables and not model.classes:
         raise ArgumentError(
-            f"variables: the model {model.name!r} has no classification head, so no `logits`. "
-            "Leave them out, or load the ...ForImageClassification form of the model."
+            f"variables: the model {model.name!r} has no classification head that is known, so no "
+            f"`logits`. Leave them out, or {model.towards_classes()}."
         )
     if "prefix" in variables and not model.prefix:
         raise ArgumentError(

@@ -6,13 +6,6 @@ preprocessed, and a fingerprint of the weights. The module is never changed.
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import hashlib
-import json
-import re
-import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +13,8 @@ import numpy as np
 
 from vitxr.errors import ArgumentError, ModelError
 from vitxr.models.calls import call
-from vitxr.models.preprocess import Preprocess, output_size
+from vitxr.models.identity import duplicate, fingerprint, hooks
+from vitxr.models.preprocess import Preprocess, output_size, prepared
 from vitxr.models.probe import probe
 from vitxr.models.structure import Adapter, find, told
 
@@ -28,9 +22,6 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["Backbone"]
-
-#: Of a configuration, what changes no number.
-_NO_MATTER = ("transformers_version", "dtype", "torch_dtype", "name_or_path", "architectures")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -106,25 +97,8 @@ class Backbone:
         weights: names, dtypes, shapes, bytes, in name order. How attention is computed does not
         count, nor what does not change numbers.
         """
-        import torch
-
-        digest = hashlib.sha256(type(self.module).__name__.encode())
-        config: Any = getattr(self.module, "config", None)
-        if hasattr(config, "to_dict"):
-            settings = {k: v for k, v in config.to_dict().items() if k[0] != "_"}
-            kept = {k: v for k, v in settings.items() if k not in _NO_MATTER}
-            digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
-        else:
-            digest.update(re.sub(r" at 0x[0-9a-f]+", "", repr(self.module)).encode())
-            for line in _settings(self.module):
-                digest.update(line)
         laid = (self.block_paths, self.prefix, self.heads, self.patch, self.input_size, self.how)
-        digest.update(f"{laid}\n".encode())
-        for key, tensor in sorted(self.module.state_dict().items()):
-            digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(raw.numpy().data)
-        return digest.hexdigest()
+        return fingerprint(self.module, laid)
 
     def cast(self, precision: str) -> Backbone:
         """Return this backbone with weights of another precision, copied if they differ."""
@@ -174,25 +148,28 @@ class Backbone:
         """
         if self.processor is None:
             raise ModelError(
-                f"the model {self.name!r} came without its image processor "
-                "(preprocessor_config.json), so preprocess='model' is not known. Save the "
-                "processor beside the model and load that folder, or pass preprocess='raw' "
-                "to hand pixel values 0..255 to the model as they are."
+                f"the model {self.name!r} came without its image processor"
+                + (
+                    ", so preprocess='model' is not known. Give it where you give the module, "
+                    "load_model(module, preprocess=vitxr.models.Preprocess(...)) or an image "
+                    "processor of transformers,"
+                    if self.spec is None
+                    else " (preprocessor_config.json), so preprocess='model' is not known. Save "
+                    "the processor beside the model and load that folder,"
+                )
+                + " or pass preprocess='raw' to hand pixel values 0..255 to the model as they are."
             )
-        if isinstance(self.processor, Preprocess):
-            array = self.processor(image)
-        else:
-            # Without the format, an image three pixels high would be taken for channels first.
-            out = self.processor(
-                images=[image], return_tensors="np", input_data_format="channels_last"
-            )["pixel_values"]
-            array = np.ascontiguousarray(np.asarray(out)[0], dtype=np.float32)
+        array = prepared(self.processor, image)
         if array.shape[1:] != self.input_size:
             raise ModelError(
                 f"the image processor of {self.name!r} makes images of "
                 f"{array.shape[1]} x {array.shape[2]} px; the model takes "
                 f"{self.input_size[0]} x {self.input_size[1]} px. "
-                "Correct the size in preprocessor_config.json."
+                + (
+                    "Give one of that size: load_model(module, preprocess=...)."
+                    if self.spec is None
+                    else "Correct the size in preprocessor_config.json."
+                )
             )
         return array
 
@@ -210,6 +187,14 @@ class Backbone:
         keep = ("do_", "size", "crop_size", "resample", "rescale_factor", "image_mean", "image_std")
         settings = self.processor.to_dict()
         return {key: settings[key] for key in sorted(settings) if key.startswith(keep)}
+
+    def towards_classes(self) -> str:
+        """Say what a user can do where the model has no classes."""
+        if type(self.module).__module__.startswith("timm."):
+            return "make the model with num_classes"
+        if hasattr(self.module, "config"):
+            return "load the ...ForImageClassification form of the model"
+        return "if the module returns logits, name its classes: Adapter(..., classes=...)"
 
     def versions(self) -> dict[str, str]:
         """Return the versions of the libraries that run the model, for the record."""
@@ -233,13 +218,7 @@ class Backbone:
         With a hash of their code and of the values they hold; of one that cannot be pickled, a
         number that never comes again.
         """
-        return [
-            f"{name or type(child).__name__}: {getattr(hook, '__qualname__', repr(hook))} "
-            f"({_hash_of(hook)})"
-            for name, child in self.module.named_modules()
-            for hook in (*child._forward_hooks.values(), *child._forward_pre_hooks.values())
-            if not _is_recorder(hook)
-        ]
+        return hooks(self.module)
 
     def summary(self) -> dict[str, str]:
         """Describe the model in a few lines."""
@@ -270,70 +249,8 @@ class Backbone:
         return _rebuild, (duplicate(self.module), self.block_paths, known)
 
 
-def _settings(module: torch.nn.Module) -> Iterator[bytes]:
-    """What the parts of a module without configuration hold beside their weights.
-
-    Numbers, texts, functions, and buffers that are not saved: ``repr`` shows only some of them.
-    """
-    import torch
-
-    saved = set(module.state_dict())
-    for path, part in module.named_modules():
-        for key, value in sorted(vars(part).items()):
-            if key[0] != "_" and key != "training" and _is_plain(value):
-                text = re.sub(r" at 0x[0-9a-f]+", "", repr(value))
-                yield f"{path}.{key} {text}\n".encode()
-    for key, buffer in module.named_buffers():
-        if key not in saved:
-            yield f"{key} {buffer.dtype} {tuple(buffer.shape)}\n".encode()
-            yield buffer.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return all(map(_is_plain, value))
-    return (
-        value is None
-        or isinstance(value, bool | int | float | str)
-        or hasattr(value, "__qualname__")
-    )
-
-
-def _hash_of(hook: Any) -> str:
-    import cloudpickle
-
-    try:
-        return hashlib.sha256(cloudpickle.dumps(hook)).hexdigest()[:12]
-    except Exception:  # whatever it holds may raise whatever it likes
-        return uuid.uuid4().hex[:12]
-
-
 def _rebuild(module: torch.nn.Module, paths: tuple[str, ...], known: dict[str, Any]) -> Backbone:
     return Backbone(module=module, blocks=tuple(map(module.get_submodule, paths)), **known)
-
-
-def _is_recorder(hook: Any) -> bool:
-    """Whether a hook is one that transformers installs to record outputs."""
-    return getattr(hook, "__module__", "") == "transformers.utils.output_capturing"
-
-
-def duplicate(module: torch.nn.Module) -> torch.nn.Module:
-    """Copy a module, user hooks included, without those transformers leaves behind.
-
-    A call with ``output_hidden_states=True`` installs recording hooks for good, and
-    they cannot be copied or pickled. They change no number.
-    """
-    with contextlib.ExitStack() as undo:
-        for child in module.modules():
-            for key, hook in list(child._forward_hooks.items()):
-                if _is_recorder(hook):
-                    undo.callback(child._forward_hooks.__setitem__, key, hook)
-                    del child._forward_hooks[key]
-        twin = copy.deepcopy(module)
-    for child in twin.modules():
-        # So that transformers installs them again in the copy when it needs them.
-        child.__dict__.pop("_output_capturing_hooks_installed", None)
-    return twin
 
 
 def from_module(

@@ -32,11 +32,15 @@ def hint(name: str) -> str:
     --------
     >>> hint("ijepa_vith14")
     ' The nearest known: facebook/ijepa_vith14_1k.'
+    >>> hint("dinov2")
+    ' The nearest known: facebook/dinov2-small, facebook/dinov2-base, facebook/dinov2-large.'
     """
     if name in known_models():
         return ""
-    short = {known.rpartition("/")[2]: known for known in (*known_models(), "digits")}
+    short = {known.rpartition("/")[2].lower(): known for known in (*known_models(), "digits")}
+    last = name.rpartition("/")[2].lower().replace("_", "-")
     near = difflib.get_close_matches(name, known_models(), n=3, cutoff=0.75)
-    if not near and "/" not in name:
-        near = [short[s] for s in difflib.get_close_matches(name, short, n=3, cutoff=0.75)]
+    if not near:
+        found = difflib.get_close_matches(last, short, n=3, cutoff=0.75)
+        near = [short[s] for s in found or [s for s in short if last and last in s][:3]]
     return f" The nearest known: {', '.join(near)}." if near else ""

@@ -1,29 +1,28 @@
-"""Load a model by name, path or module, safely, and say what went wrong.
+"""Load a model by name, path or module, and say what went wrong.
 
 A name is first turned into a local folder; every folder then goes through the same
-loading. Safetensors only, no remote code.
+loading. A module in memory is used as it is.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitxr.errors import ArgumentError, DependencyError, ModelError
 from vitxr.models import timm
-from vitxr.models.backbone import Backbone, duplicate, from_module
-from vitxr.models.calls import PACKED
+from vitxr.models.backbone import Backbone, from_module
+from vitxr.models.folder import load_folder, processor_given, processor_of
+from vitxr.models.identity import duplicate
 from vitxr.models.locate import BUNDLED, locate
-from vitxr.models.preprocess import Preprocess, at_size
-from vitxr.models.structure import Adapter, find, pair, tower
+from vitxr.models.preprocess import Preprocess, output_size
+from vitxr.models.structure import Adapter, pair, tower
 
 if TYPE_CHECKING:
     import torch
+    from transformers.image_processing_base import ImageProcessingMixin
 
 __all__ = ["Reference", "find_device", "load_model"]
 
@@ -34,6 +33,7 @@ def load_model(
     device: str = "auto",
     input_size: int | tuple[int, int] | None = None,
     adapter: Adapter | None = None,
+    preprocess: Preprocess | ImageProcessingMixin | None = None,
 ) -> Backbone:
     """Load a Vision Transformer.
 
@@ -60,6 +60,11 @@ def load_model(
     adapter
         Where the blocks and the patch grid are, of a module that is not of transformers
         or timm.
+    preprocess
+        How images become the input of a module in memory: a
+        :class:`~vitxr.models.Preprocess`, or an image processor of transformers, which is run
+        with Pillow. What is loaded by name has its own. Without it, timm's are known, and those
+        of a transformers model that was loaded from a folder which still is there.
 
     Returns
     -------
@@ -73,8 +78,8 @@ def load_model(
         remote code, misses weights, is not a Vision Transformer with one patch grid, or
         takes no images of that size.
     ArgumentError
-        If ``input_size`` is no multiple of the patch, or ``adapter`` does not go with the
-        model.
+        If ``input_size`` is no multiple of the patch, or ``revision``, ``adapter`` or
+        ``preprocess`` does not go with the model.
     DependencyError
         If torch or transformers (or timm, for its models) is not installed.
 
@@ -99,21 +104,33 @@ def load_model(
         ) from error
 
     if isinstance(name_or_path_or_module, torch.nn.Module):
-        return _from_memory(name_or_path_or_module, device, size, adapter)
+        if revision is not None:
+            raise ArgumentError(
+                f"revision={revision!r} goes with models of the hub, and the model is a module in "
+                "memory, which is used as it is. Leave it out."
+            )
+        return _from_memory(name_or_path_or_module, device, size, adapter, preprocess)
     if not isinstance(name_or_path_or_module, str | Path):
         raise ArgumentError(
             f"the model is a {type(name_or_path_or_module).__name__}; expected a name, a folder or "
             "a torch module. Of a state_dict or a configuration, make the module first."
         )
-    if adapter is not None:
-        raise ArgumentError(
-            f"adapter= goes with a torch module, and {str(name_or_path_or_module)!r} is a name: "
-            "load the module yourself and pass it, or leave adapter out."
-        )
     name = str(name_or_path_or_module)
+    for what, given in (("adapter", adapter), ("preprocess", preprocess)):
+        if given is not None:
+            own = " (its own is preprocessor_config.json)" if what == "preprocess" else ""
+            raise ArgumentError(
+                f"{what}= goes with a torch module, and {name!r} is a name{own}: load the module "
+                f"yourself and pass it, or leave {what} out."
+            )
+    if not name or not isinstance(revision, str | None):
+        raise ArgumentError(
+            f"the model is {name!r} and revision={revision!r}; expected a name or a folder, and a "
+            "branch, tag or commit as text, or None."
+        )
     target = find_device(device)
     folder, commit = locate(name, revision)
-    module, processor = _load_folder(folder, name, size)
+    module, processor = load_folder(folder, name, size, from_hub=bool(commit))
     where = name if commit or name in BUNDLED else str(folder.resolve())
     return from_module(
         module.to(target),
@@ -191,12 +208,16 @@ def find_device(device: str) -> torch.device:
     """Return a torch device, or raise a ModelError if this machine has no such one."""
     import torch
 
+    if not isinstance(device, str):
+        raise ArgumentError(f"device={device!r}: expected 'auto', 'cpu', 'cuda' or 'cuda:1'.")
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         target = torch.device(device)
         torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:
+        if target.type == "meta":
+            raise RuntimeError("it holds no numbers.")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ModelError(
             f"device={device!r} cannot be used: {str(error).splitlines()[0]} "
             "Pass 'auto', 'cpu', or a device torch finds on this machine."
@@ -205,159 +226,48 @@ def find_device(device: str) -> torch.device:
 
 
 def _from_memory(
-    module: Any, device: str, size: tuple[int, int] | None, adapter: Adapter | None
+    module: Any,
+    device: str,
+    size: tuple[int, int] | None,
+    adapter: Adapter | None,
+    preprocess: Any,
 ) -> Backbone:
+    if adapter is not None and size is not None:
+        raise ArgumentError(
+            f"input_size={size} beside an adapter: give the adapter the size the module takes."
+        )
     module = tower(module)
+    origin = str(getattr(module, "name_or_path", "") or "")
+    name = origin or type(module).__name__
+    _check_weights(module, name)
     if device != "auto" and next(module.parameters()).device != find_device(device):
         module = duplicate(module).to(find_device(device))
-    origin = getattr(module, "name_or_path", "") or ""
-    name = origin or type(module).__name__
     processor: Any = None
-    if adapter is not None:
-        processor = adapter.preprocess
-        if size is not None:
-            raise ArgumentError(
-                f"input_size={size} beside an adapter: give the adapter the size the module takes."
-            )
-    elif timm.is_timm(module):
+    own = module if adapter is None and hasattr(module, "config") else None
+    if preprocess is not None:
+        processor = processor_given(preprocess, own, size)
+    elif adapter is None and timm.is_timm(module):
         processor = timm.preprocess_of(module)
-    elif origin and Path(origin).is_dir():
-        processor = _processor(Path(origin), module, size)
-    return from_module(
+    elif own is not None and origin and Path(origin).is_dir():
+        processor = processor_of(Path(origin), module, size)
+    model = from_module(
         module, name=name, input_size=size, adapter=adapter, revision="", processor=processor
     )
-
-
-def _load_folder(folder: Path, name: str, size: tuple[int, int] | None) -> tuple[Any, Any]:
-    try:
-        config_json = json.loads((folder / "config.json").read_text("utf-8"))
-        if not isinstance(config_json, dict):
-            raise ValueError("it holds no object")
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"model {name!r}: {folder / 'config.json'} cannot be read ({error}); expected a folder "
-            "written by save_pretrained."
-        ) from error
-    if "auto_map" in config_json:
-        raise ModelError(
-            f"model {name!r} asks to run code that comes with it (auto_map in config.json); vitxr "
-            "never does. Use a model whose architecture is part of transformers."
+    made = output_size(processor)
+    if preprocess is not None and made not in (None, model.input_size):
+        raise ArgumentError(
+            f"preprocess= makes images of {made[0]} x {made[1]} px; {name!r} takes "
+            f"{model.input_size[0]} x {model.input_size[1]} px. Give one of that size, or say with "
+            f"{'input_size=' if adapter is None else 'the adapter'} which other size it shall take."
         )
-    if not any(folder.glob("model*.safetensors")):
+    return model
+
+
+def _check_weights(module: Any, name: str) -> None:
+    """Check that a module has weights to run it with."""
+    weights = [p for p in module.parameters() if p.is_floating_point()]
+    if not weights or any(p.is_meta for p in weights):
+        what = "on torch's meta device, without numbers" if weights else "none of floating point"
         raise ModelError(
-            f"model {name!r} has no safetensors weights in {folder}; vitxr loads no pickled "
-            "weights (.bin, .pth), which can run code. Where you trust them, load them with "
-            "transformers, save_pretrained(FOLDER), and load_model('FOLDER'); a hub model may have "
-            "them in a pull request: revision='refs/pr/1'."
+            f"{name!r}: its weights are {what}; expected a model that can be run. Load them first."
         )
-    if timm.is_config(config_json):
-        return timm.load(folder, config_json, name, size)
-    module = tower(_pretrained(folder, name, config_json))
-    return module.eval(), _processor(folder, module, size)
-
-
-def _pretrained(folder: Path, name: str, config_json: dict[str, Any]) -> Any:
-    import torch
-    import transformers
-
-    title = (config_json.get("architectures") or ["?"])[0]
-    architecture = getattr(transformers, title, None)
-    if architecture is None or not hasattr(architecture, "from_pretrained"):
-        raise ModelError(
-            f"model {name!r} has the architecture {title!r}, which transformers "
-            f"{transformers.__version__} does not know. Upgrade transformers, or correct "
-            "`architectures` in config.json."
-        )
-    for chosen in _attentions(config_json):
-        if chosen not in ("eager", "sdpa"):
-            raise ModelError(
-                f"model {name!r}: its config.json asks for the attention {chosen!r}, which "
-                "transformers may fetch code for; expected 'eager' or 'sdpa'. Take it out."
-            )
-    dtype = {"dtype" if _is_new() else "torch_dtype": torch.float32}
-    try:
-        with _quiet():
-            module, info = architecture.from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **dtype,
-            )
-    except Exception as error:
-        # Readers of weights and configs raise many kinds; all mean one thing here.
-        raise ModelError(f"model {name!r} cannot be loaded from {folder}: {error}") from error
-    missing = sorted(k for k in info["missing_keys"] if "pooler" not in k)
-    mismatched = sorted(str(k) for k in info["mismatched_keys"])
-    if missing or mismatched:
-        raise ModelError(
-            f"model {name!r}: the weights in {folder} do not fit {title}: "
-            f"missing {missing[:5]}, of another shape {mismatched[:5]}. Running it would use "
-            "random weights; save the whole model again."
-        )
-    return module
-
-
-def _attentions(config: dict[str, Any]) -> Iterator[Any]:
-    """Every implementation of attention that a config.json names, its parts' too."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from _attentions(value)
-        elif key in ("attn_implementation", "_attn_implementation") and value is not None:
-            yield value
-
-
-def _is_new() -> bool:
-    """Whether transformers is of version 5, where some arguments have other names."""
-    import transformers
-
-    return int(transformers.__version__.partition(".")[0]) >= 5
-
-
-def _processor(folder: Path, module: Any, size: tuple[int, int] | None) -> Any:
-    """Return the folder's image processor, for images of a size; None if it holds none."""
-    if not any(
-        (folder / f).exists() for f in ("preprocessor_config.json", "processor_config.json")
-    ):
-        return None
-    from transformers import AutoImageProcessor
-
-    layout = find(module, size)
-    path = folder / "preprocessor_config.json"
-    settings = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    if str(settings.get("image_processor_type")).startswith("DINOv3"):
-        # Transformers has it with torchvision only.
-        own = (settings["size"]["height"], settings["size"]["width"])
-        return Preprocess.like(settings, size or own, floating=True)
-    # One backend everywhere: torchvision's resizing differs from Pillow's.
-    pillow: dict[str, Any] = {"backend": "pil"} if _is_new() else {"use_fast": False}
-    try:
-        with _quiet():
-            processor = AutoImageProcessor.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False, **pillow
-            )
-    except Exception as error:  # any of many kinds, for a file that is not what it should be
-        raise ModelError(
-            f"the image processor in {folder} cannot be loaded ({error}). Correct "
-            "preprocessor_config.json; without that file only preprocess='raw' is known."
-        ) from error
-    if PACKED in layout.how:
-        return Preprocess.like(processor.to_dict(), layout.input_size)
-    return processor if size is None else at_size(processor, size)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bars and chatter off the screen while loading."""
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

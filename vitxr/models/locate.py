@@ -85,11 +85,13 @@ def _cached_snapshot(
         folder = huggingface_hub.snapshot_download(
             name, revision=revision, local_files_only=True, allow_patterns=list(_FILES)
         )
-    except errors.LocalEntryNotFoundError:
+    except errors.HFValidationError as error:
+        raise ModelError(f"{name!r} is neither a folder nor a legal hub id: {error}") from error
+    except (errors.LocalEntryNotFoundError, OSError):
         raise ModelError(
             f"cannot reach the model hub for {name!r}{at} ({cause}), and no copy is in its local "
             f"cache. On a machine with network run `hf download {name} --local-dir FOLDER`, bring "
             "FOLDER here and call load_model('FOLDER'); or use load_model('digits'), which needs "
-            "no network."
+            f"no network.{hint(name)}"
         ) from cause
     return Path(folder), Path(folder).name

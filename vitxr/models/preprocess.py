@@ -10,7 +10,7 @@ import numpy as np
 
 from vitxr.errors import ArgumentError
 
-__all__ = ["Preprocess", "at_size", "output_size"]
+__all__ = ["Preprocess", "at_size", "output_size", "prepared"]
 
 _FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
@@ -60,6 +60,17 @@ class Preprocess:
     cover: bool = False
 
     def __post_init__(self) -> None:
+        for name, size, one in (("resize", self.resize, True), ("crop", self.crop, False)):
+            both = (size, size) if one and not isinstance(size, tuple | list) else size
+            if size is not None and not (
+                isinstance(both, tuple | list)
+                and len(both) == 2
+                and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in both)
+            ):
+                what = "the length of the shorter side, " if one else ""
+                raise ArgumentError(
+                    f"{name}={size!r}: expected {what}(height, width) in pixels, or None."
+                )
         if self.interpolation not in _FILTERS:
             raise ArgumentError(
                 f"interpolation={self.interpolation!r}: expected one of {', '.join(_FILTERS)}."
@@ -152,6 +163,15 @@ def output_size(processor: Any) -> tuple[int, int] | None:
     if cropped or {"height", "width"} <= {key for key, value in sides.items() if value}:
         return sides["height"], sides["width"]
     return None
+
+
+def prepared(processor: Any, image: np.ndarray) -> np.ndarray:
+    """Return float32 (channel, row, col) of a uint8 image (row, col, channel)."""
+    if isinstance(processor, Preprocess):
+        return processor(image)
+    # Without the format, an image three pixels high would be taken for channels first.
+    out = processor(images=[image], return_tensors="np", input_data_format="channels_last")
+    return np.ascontiguousarray(np.asarray(out["pixel_values"])[0], dtype=np.float32)
 
 
 def at_size(processor: Any, size: tuple[int, int]) -> Any:

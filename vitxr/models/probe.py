@@ -59,8 +59,8 @@ def probe(module: Any, layout: Layout, name: str) -> tuple[tuple[str, ...], int]
     ------
     ModelError
         If the model does not take images of that size, its blocks do not run once each and in
-        order, its tokens are not the prefix and then the patches row by row, or a prefix token
-        has no known origin.
+        order, its tokens are not the prefix and then the patches row by row, a prefix token
+        has no known origin, or its classes are not as many as its logits.
     """
     from vitxr.models.capture import exclusive
 
@@ -72,7 +72,7 @@ def probe(module: Any, layout: Layout, name: str) -> tuple[tuple[str, ...], int]
         )
     with exclusive(), _blank(module):
         hidden = _entering(module, layout, _frames(module, layout), name)
-        channels = _check_blocks(module, layout, tuple(hidden.shape[1:]), name)
+        channels = _check_whole_pass(module, layout, tuple(hidden.shape[1:]), name)
         first = _check_grid(hidden, rows, columns, layout, name)
         prefix = _prefix(module, layout, hidden[:1], first, name)
         if layout.prefix is not None and prefix is not None and prefix != layout.prefix:
@@ -182,11 +182,12 @@ def _call(
     batch: torch.Tensor,
     name: str,
     weights: Mapping[str, torch.Tensor] | None = None,
-) -> None:
+) -> Any:
+    """Return what the module returns; None if a hook has seen enough before."""
     try:
-        call(module, batch, layout.how, layout.patch, weights)
+        return call(module, batch, layout.how, layout.patch, weights)
     except _Seen:
-        pass
+        return None
     except Exception as error:  # whatever a model's code may raise means one thing here
         raise ModelError(
             f"{name!r} does not take images of {_by(layout.input_size)} px: "
@@ -242,8 +243,12 @@ def _prefix(
     return tuple(names[i] for i in range(first))
 
 
-def _check_blocks(module: Any, layout: Layout, form: tuple[int, ...], name: str) -> int:
-    """Check that the blocks run once each, in order, and keep the tokens; return the width."""
+def _check_whole_pass(module: Any, layout: Layout, form: tuple[int, ...], name: str) -> int:
+    """Check a pass from end to end; return the width of the blocks.
+
+    The blocks run once each, in order, and keep the tokens; heads divide the width; classes are
+    as many as logits.
+    """
     import torch
 
     ran: list[tuple[int, Any]] = []
@@ -261,7 +266,7 @@ def _check_blocks(module: Any, layout: Layout, form: tuple[int, ...], name: str)
         for layer, path in enumerate(layout.blocks):
             block = module.get_submodule(path)
             undo.callback(block.register_forward_hook(after(layer)).remove)
-        _call(module, layout, _frames(module, layout)[:1], name)
+        output = _call(module, layout, _frames(module, layout)[:1], name)
     order = [layer for layer, _ in ran]
     if order != list(range(len(layout.blocks))):
         raise ModelError(
@@ -275,4 +280,28 @@ def _check_blocks(module: Any, layout: Layout, form: tuple[int, ...], name: str)
             f"give {wrong}; expected the same of every block. vitxr cannot label this model's "
             "tokens."
         )
+    if layout.prefix is not None and form[1] % layout.heads:
+        raise ModelError(
+            f"{name!r}: its blocks have {form[1]} channels, and the adapter says heads="
+            f"{layout.heads}; expected a divisor of them. Correct heads=."
+        )
+    if layout.classes:
+        _check_classes(output, layout, name)
     return form[1]
+
+
+def _check_classes(output: Any, layout: Layout, name: str) -> None:
+    import torch
+
+    logits = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
+    if not isinstance(logits, torch.Tensor) or tuple(logits.shape) != (1, len(layout.classes)):
+        if isinstance(logits, torch.Tensor):
+            what = f"logits of the shape {tuple(logits.shape)}"
+        else:
+            what = f"a {type(output).__name__} without logits"
+        where = "classes=" if layout.prefix is not None else "`id2label` or `num_labels`"
+        raise ModelError(
+            f"{name!r}: {len(layout.classes)} classes are named ({layout.classes[0]!r}, ...), and "
+            f"of one frame the module returns {what}; expected (1, {len(layout.classes)}). Correct "
+            f"{where}, or leave the names out where it returns none."
+        )

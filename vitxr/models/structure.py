@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from vitxr.errors import ArgumentError, ModelError
 from vitxr.models.calls import IN_ORDER, INTERPOLATED, PACKED, takes_other_sizes
-from vitxr.models.preprocess import Preprocess
 
-__all__ = ["Adapter", "Layout", "find", "pair", "told", "tower"]
+__all__ = ["Adapter", "Layout", "find", "is_packed", "pair", "told", "tower"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,9 @@ class Adapter:
     """What vitxr has to be told of a torch module that is not of transformers or timm.
 
     It is checked by running the module: each block once, in order, gives (frame, token,
-    channel); a change in one patch of the image changes that patch's token.
+    channel); a change in one patch of the image changes that patch's token; classes are as many
+    as logits. How images become the module's input is said beside it:
+    ``load_model(module, adapter=..., preprocess=...)``.
 
     Attributes
     ----------
@@ -37,19 +39,22 @@ class Adapter:
     input_size
         Side of the images that the module takes, or their height and width, pixels.
     heads
-        Attention heads of a block.
+        Attention heads of a block; they divide its channels.
     classes
-        Names of the classes, if the module returns logits (a tensor, or an object with
+        Distinct names of the classes, if the module returns logits (a tensor, or an object with
         ``logits``).
-    preprocess
-        How images become the module's input; without it only ``preprocess="raw"`` is known.
+
+    Raises
+    ------
+    ArgumentError
+        If one of these is of the wrong kind.
 
     Examples
     --------
     >>> from vitxr.models import Adapter
     >>> Adapter(blocks="blocks", prefix=("class",), patch=16, input_size=(224, 224), heads=12)
     Adapter(blocks='blocks', prefix=('class',), patch=16, input_size=(224, 224), heads=12, \
-classes=(), preprocess=None)
+classes=())
     """
 
     blocks: str | Sequence[str]
@@ -58,7 +63,32 @@ classes=(), preprocess=None)
     input_size: int | tuple[int, int]
     heads: int
     classes: Sequence[str] = ()
-    preprocess: Preprocess | None = None
+
+    def __post_init__(self) -> None:
+        blocks = [self.blocks] if isinstance(self.blocks, str) else self.blocks
+        if not _are_names(blocks) or not blocks:
+            raise ArgumentError(
+                f"blocks={self.blocks!r}: expected the path of the list of blocks, such as "
+                "'encoder.layers', or the path of each block, once."
+            )
+        if isinstance(self.prefix, str) or not _are_names(self.prefix):
+            raise ArgumentError(
+                f"prefix={self.prefix!r}: expected distinct names, such as ('class', 'register_0'),"
+                " or () if no tokens stand before the patches."
+            )
+        if isinstance(self.classes, str) or not _are_names(self.classes):
+            twice = _first_twice(self.classes)
+            raise ArgumentError(
+                f"classes={_short(self.classes)}: expected a sequence of distinct names, one for "
+                "each logit, or () without"
+                + (f"; {twice!r} is there twice: number those." if twice else ".")
+            )
+        pair(self.patch, "patch")
+        pair(self.input_size, "input_size")
+        if not _is_count(self.heads):
+            raise ArgumentError(
+                f"heads={self.heads!r}: expected the number of attention heads of a block."
+            )
 
 
 @dataclass(frozen=True)
@@ -93,9 +123,29 @@ class Layout:
 def pair(value: Any, what: str) -> tuple[int, int]:
     """Return (height, width) of a number or a pair of numbers."""
     both = tuple(value) if isinstance(value, Iterable) else (value, value)
-    if len(both) != 2 or not all(isinstance(n, int) and n > 0 for n in both):
+    if len(both) != 2 or not all(map(_is_count, both)):
         raise ArgumentError(f"{what}={value!r}: expected a number of pixels or (height, width).")
-    return both
+    return int(both[0]), int(both[1])
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
+
+
+def _are_names(value: Any) -> bool:
+    """Whether it is a sequence of distinct texts, none empty."""
+    named = isinstance(value, Sequence) and all(isinstance(v, str) and v for v in value)
+    return named and len(set(value)) == len(value)
+
+
+def _first_twice(value: Any) -> str | None:
+    names = list(value) if isinstance(value, list | tuple) else []
+    return next((n for i, n in enumerate(names) if isinstance(n, str) and n in names[:i]), None)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 80 else f"{text[:70]} ..."
 
 
 def told(module: Any, adapter: Adapter, name: str) -> Layout:
@@ -105,27 +155,29 @@ def told(module: Any, adapter: Adapter, name: str) -> Layout:
     known = dict(module.named_modules())
     given = [adapter.blocks] if isinstance(adapter.blocks, str) else list(adapter.blocks)
     absent = [path for path in given if path not in known]
-    if absent or not given:
+    if absent:
         lists = [p for p, m in known.items() if isinstance(m, torch.nn.ModuleList) and len(m)]
         raise ModelError(
-            f"{name!r} has no module {', '.join(map(repr, absent)) or 'named'}, which the "
+            f"{name!r} has no module {', '.join(map(repr, absent))}, which the "
             f"adapter gives as its blocks. Its lists of modules: {', '.join(lists) or 'none'}; "
             "module.named_modules() lists all."
         )
     if isinstance(adapter.blocks, str):
         holder = known[adapter.blocks]
         given = [f"{adapter.blocks}.{child}" for child, _ in holder.named_children()]
-    if isinstance(adapter.prefix, str) or len(set(adapter.prefix)) < len(adapter.prefix):
-        raise ArgumentError(
-            f"prefix={adapter.prefix!r}: expected distinct names, such as ('class', 'register_0')."
-        )
+        if not given:
+            raise ModelError(
+                f"{name!r}: the module {adapter.blocks!r}, which the adapter gives as its blocks, "
+                f"is a {type(holder).__name__} and holds none; expected a list of blocks. Of one "
+                f"block alone, give its path in a list: blocks=[{adapter.blocks!r}]."
+            )
     return Layout(
         blocks=tuple(given),
-        prefix=tuple(map(str, adapter.prefix)),
+        prefix=tuple(adapter.prefix),
         patch=pair(adapter.patch, "patch"),
         input_size=pair(adapter.input_size, "input_size"),
         heads=int(adapter.heads),
-        classes=tuple(map(str, adapter.classes)),
+        classes=tuple(adapter.classes),
     )
 
 
@@ -164,13 +216,18 @@ def find(
     base = getattr(module, "base_model", module)
     if getattr(config, "vision_config", None) is not None:  # a classifier on an image tower
         base, config = getattr(module, "vision_model", base), config.vision_config
+    if getattr(config, "vocab_size", None) and getattr(config, "patch_size", None) is None:
+        raise ModelError(
+            f"{title} is a model of text (its config has a vocab_size and no patch_size); vitxr "
+            "takes models of images. Name a Vision Transformer: docs/models.md lists the families."
+        )
     if getattr(config, "depths", None) is not None:
         raise ModelError(
             f"{title} works in stages of {list(config.depths)} blocks, each on a patch grid of "
             "its own; an activation here has one patch grid for all its layers, and vitxr does not "
             "resample. Use a model with one grid: docs/models.md lists the families."
         )
-    packed = getattr(config, "image_size", None) is None and _packs(base)
+    packed = is_packed(module)
     wanted = ["hidden_size", "num_hidden_layers", "num_attention_heads", "patch_size"]
     wanted += [] if packed else ["image_size"]
     missing = [key for key in wanted if getattr(config, key, None) is None]
@@ -201,20 +258,40 @@ def find(
                 "patches; transformers interpolates the positions of square grids only, and would "
                 "take these for another grid. Leave input_size out."
             )
-    labels = module.config.id2label if _classifies(module) else {}
+    classes = _class_names(module) if _classifies(module) else ()
     return Layout(
         blocks=_blocks(module, base, config.num_hidden_layers),
         prefix=None,
         patch=patch,
         input_size=size,
         heads=int(config.num_attention_heads),
-        classes=tuple(str(labels[i]) for i in range(len(labels))),
+        classes=classes,
         how=tuple(how),
     )
 
 
-def _packs(base: Any) -> bool:
-    return base.__class__.__name__.startswith("Siglip2Vision")
+def is_packed(module: Any) -> bool:
+    """Whether a transformers model takes rows of patches (SigLIP 2), and no image of one size."""
+    base = getattr(module, "base_model", module)
+    config = getattr(module, "config", None)
+    if getattr(config, "vision_config", None) is not None:
+        base, config = getattr(module, "vision_model", base), module.config.vision_config
+    named = base.__class__.__name__.startswith("Siglip2Vision")
+    return named and getattr(config, "image_size", None) is None
+
+
+def _class_names(module: Any) -> tuple[str, ...]:
+    """Names of the classes by their numbers, which must be those of the logits."""
+    labels = dict(module.config.id2label or {})
+    try:
+        return tuple(str(labels[i]) for i in range(len(labels)))
+    except KeyError as error:
+        numbers = ", ".join(map(str, labels))
+        raise ModelError(
+            f"{type(module).__name__}: `id2label` of its config names the classes "
+            f"{_short(numbers)}; expected the numbers 0 to {len(labels) - 1}, one for each logit. "
+            "Correct it."
+        ) from error
 
 
 def _size(value: Any) -> tuple[int, int]:
@@ -240,7 +317,7 @@ def _blocks(module: Any, base: Any, depth: int) -> tuple[str, ...]:
         for name in found
         if not any(name.startswith(other + ".") for other in found if other != name)
     ]
-    if len(outer) != 1:
+    if len(outer) != 1 or depth < 1:
         raise ModelError(
             f"{type(module).__name__}: expected one list of {depth} blocks, found "
             f"{outer or 'none'}; vitxr will not guess which are the transformer blocks. Say it: "
