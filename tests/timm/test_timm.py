@@ -167,6 +167,20 @@ def test_what_is_not_one_grid_is_refused():
         vitxr.load_model(module)
 
 
+@pytest.mark.parametrize(
+    "name", ["naflexvit_base_patch16_gap", "mixer_s32_224", "levit_128", "crossvit_tiny_240"]
+)
+def test_what_is_no_plain_vision_transformer_is_refused(name):
+    with pytest.raises(ModelError, match=r"has no `blocks` with attention on one grid"):
+        vitxr.load_model(timm.create_model(name))
+
+
+def test_patches_column_by_column_are_refused():
+    module = timm.create_model("xcit_nano_12_p16_224", depth=2, embed_dim=32, img_size=(32, 64))
+    with pytest.raises(ModelError, match=r"2 x 4 = 8 patches.*row by row"):
+        vitxr.load_model(module)
+
+
 def test_names(monkeypatch, made):
     import huggingface_hub
 

@@ -154,7 +154,8 @@ def find(module: Any, input_size: tuple[int, int] | None) -> Layout:
     blocks: Any = getattr(module, "blocks", None)
     patch = getattr(patches, "patch_size", None)
     heads = getattr(getattr(next(iter(blocks or ()), None), "attn", None), "num_heads", None)
-    if patch is None or heads is None or getattr(module, "stages", None) is not None:
+    staged = getattr(module, "stages", None) is not None
+    if patch is None or heads is None or staged or not hasattr(patches, "img_size"):
         raise ModelError(
             f"timm's {title} has no `blocks` with attention on one grid of patches; expected a "
             "Vision Transformer (vit_*, deit_*, beit_*, eva02_*). Of another, say where its blocks "
@@ -169,7 +170,7 @@ def find(module: Any, input_size: tuple[int, int] | None) -> Layout:
     return Layout(
         blocks=tuple(f"blocks.{child}" for child, _ in blocks.named_children()),
         prefix=None,
-        patch=(int(patch[0]), int(patch[1])),
+        patch=pair(patch, "patch_size"),
         input_size=size,
         heads=int(heads),
         classes=tuple(map(str, labels)),
@@ -183,9 +184,10 @@ def preprocess_of(module: Any) -> Preprocess | None:
     """
     settings = dict(module.pretrained_cfg or {})
     mode = settings.get("crop_mode") or "center"
-    if not settings.get("mean") or mode not in ("center", "squash"):
+    own = getattr(getattr(module, "patch_embed", None), "img_size", None)
+    own = own or (settings.get("input_size") or ())[1:]
+    if not settings.get("mean") or not own or mode not in ("center", "squash"):
         return None
-    own = getattr(module.patch_embed, "img_size", None) or settings["input_size"][1:]
     crop = (int(own[0]), int(own[1]))
     scaled = [math.floor(side / (settings.get("crop_pct") or 0.875)) for side in crop]
     exact = mode == "squash" or scaled[0] != scaled[1]
