@@ -833,7 +833,7 @@ def test_render_repeats_itself_and_save_knows_its_formats(tmp_path, embedded):
     assert first["pdf"].startswith(b"%PDF")
     assert b"<svg" in first["svg"]
     assert plot.save(picture, tmp_path / "a.svg").read_bytes() == first["svg"]
-    with pytest.raises(ArgumentError, match=r"\.png, \.pdf or \.svg"):
+    with pytest.raises(ArgumentError, match=r"\.png, \.pdf, \.svg or \.html"):
         plot.save(picture, tmp_path / "a.gif")
     with pytest.raises(ArgumentError, match=r"a\.png' does not exist: make '.*none' first"):
         plot.save(picture, tmp_path / "none" / "a.png")

@@ -11,6 +11,7 @@ pixels of the mosaic with row 0 at the top.
 
 from __future__ import annotations
 
+from vitxr.plot.attended import attention_map, attention_rollout, mass_mask, relevance
 from vitxr.plot.attention import attention_matrices, attention_query
 from vitxr.plot.classes import predictions
 from vitxr.plot.components import factors
@@ -23,16 +24,21 @@ from vitxr.plot.fits import (
     similarity_by_rank,
     split_half_by_rank,
 )
+from vitxr.plot.hidden import hidden_states
 from vitxr.plot.images import shifts, stimuli
 from vitxr.plot.manifold import embedding, embedding_3d, explained_variance, patch_colors
 from vitxr.plot.maps import feature_map_layers, neuron_matrix
+from vitxr.plot.movie import Movie, movie
 from vitxr.plot.output import figure, render, save
 from vitxr.plot.responses import activity, filmstrip
 
 __all__ = [
+    "Movie",
     "activity",
+    "attention_map",
     "attention_matrices",
     "attention_query",
+    "attention_rollout",
     "core_consistency_by_rank",
     "embedding",
     "embedding_3d",
@@ -43,11 +49,15 @@ __all__ = [
     "figure",
     "filmstrip",
     "held_out_by_rank",
+    "hidden_states",
+    "mass_mask",
+    "movie",
     "neuron_matrix",
     "objective_by_rank",
     "patch_colors",
     "predictions",
     "rank_choice",
+    "relevance",
     "render",
     "save",
     "shifts",

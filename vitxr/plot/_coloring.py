@@ -13,7 +13,7 @@ import xarray as xr
 from vitxr.errors import ArgumentError, DataError
 from vitxr.plot._style import SMALL, TEXT, VALUES, cyclic
 
-__all__ = ["LABELS", "Coloring", "class_key", "coloring", "patch_colors"]
+__all__ = ["LABELS", "Coloring", "class_key", "coloring", "patch_colors", "period"]
 
 #: What the points of an embedding may be coloured by, the default first.
 _BY: dict[str, tuple[str, ...]] = {
@@ -133,7 +133,7 @@ def coloring(e: xr.Dataset, dim: str, color: str | None) -> Coloring:
         return Coloring(color, "class", words, codes, groups=groups)
     if dim == "shift":
         words = "By vertical shift" if color == "offset_y" else "By horizontal shift"
-        limits: tuple[float, float] = (0.0, _period(e, color))
+        limits: tuple[float, float] = (0.0, period(e, color))
         palette: Any = cyclic()
     else:
         limits, palette = (float(values.min()), float(values.max())), VALUES
@@ -147,7 +147,7 @@ def _place(values: np.ndarray) -> np.ndarray:
     return (values - values.min()) / span if span else np.zeros(len(values))
 
 
-def _period(e: xr.Dataset, name: str) -> float:
+def period(e: xr.DataArray | xr.Dataset, name: str) -> float:
     """Pixels after which a shift is none: the input's size, else one step past the last."""
     known = e[name].attrs.get("period")
     offsets = np.unique(e[name].values)

@@ -133,6 +133,7 @@ def image(
         },
         bokeh={
             "clipping_colors": {"NaN": "rgba(0,0,0,0)"},
+            "tools": ["hover"],
             "colorbar": colorbar,
             "colorbar_opts": {"title": f"{name} ({unit})" if unit else name},
         },

@@ -146,7 +146,7 @@ def labels_of(array: xr.DataArray | xr.Dataset) -> list[str]:
     """Class label of every image, empty strings where there are none."""
     if "label" not in array.coords:
         return [""] * array.sizes["image"]
-    return ["" if v is None else str(v) for v in array["label"].values]
+    return ["" if v is None else str(v) for v in np.atleast_1d(array["label"].values)]
 
 
 def unshifted(array: xr.DataArray | xr.Dataset) -> tuple[int, int]:

@@ -1,7 +1,9 @@
-"""From elements to files: PNG for the screen, PDF for the page."""
+"""From elements to files: PNG for the screen, PDF for the page, HTML to look into."""
 
 from __future__ import annotations
 
+import base64
+import html
 import os
 from io import BytesIO
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 from vitxr.errors import ArgumentError
 from vitxr.plot._select import described
 from vitxr.plot._style import holoviews
+from vitxr.plot.movie import Movie
 
 __all__ = ["figure", "render", "save"]
 
@@ -89,27 +92,70 @@ def _check_element(element: Any) -> None:
 
 
 def save(element: Any, path: str | Path, *, dpi: int = 200) -> Path:
-    """Draw an element into a file, in the format of its ending (png, pdf or svg).
+    """Draw an element into a file, in the format of its ending (png, pdf, svg or html).
+
+    A page (html) is drawn with Bokeh: it can be zoomed into and tells values on hovering. All that
+    it needs is in it, so that it opens without a network. What has three axes is a still
+    picture there as well. A movie is a page only.
 
     Raises
     ------
     ArgumentError
         If the element is none, the ending is none of these, or the folder is missing.
     """
-    _check_element(element)
+    if not isinstance(element, Movie):
+        _check_element(element)
     if not isinstance(path, str | os.PathLike):
         raise ArgumentError(f"path is {path!r}; expected a name such as 'picture.pdf'.")
     path = Path(path)
     name = path.suffix.lstrip(".").lower()
-    if name not in _FORMATS:
+    if name not in (*_FORMATS, "html"):
         raise ArgumentError(
-            f"cannot tell the format of {str(path)!r}: end the name with .png, .pdf or .svg."
+            f"cannot tell the format of {str(path)!r}: end the name with .png, .pdf, .svg or .html."
+        )
+    if isinstance(element, Movie) and name != "html":
+        raise ArgumentError(
+            f"a movie cannot be written to {str(path)!r}: end the name with .html, or draw its "
+            "frames side by side with vitxr.plot.filmstrip."
         )
     if not path.parent.is_dir():
         raise ArgumentError(
             f"the folder of {str(path)!r} does not exist: make {str(path.parent)!r} first, or "
             "choose another path."
         )
-    content = render(element, (name,), dpi=dpi)[name]
-    path.write_bytes(content)
+    if name == "html":
+        page = element.html if isinstance(element, Movie) else _page(element, dpi)
+        path.write_text(page, encoding="utf-8")
+    else:
+        content = render(element, (name,), dpi=dpi)[name]
+        path.write_bytes(content)
     return path
+
+
+def _page(element: Any, dpi: int) -> str:
+    """One page with Bokeh's own scripts in it, or with a still picture."""
+    hv = holoviews()
+    title = str(element.opts.get("plot", backend="matplotlib").kwargs.get("title", "")) or "vitxr"
+    if element.traverse(lambda x: x, ["Scatter3D"]):  # of which Bokeh has none
+        png = base64.b64encode(render(element, ("png",), dpi=dpi)["png"]).decode("ascii")
+        said = html.escape(title)
+        return (
+            f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{said}</title>'
+            f'</head><body><img style="max-width:100%" alt="{said}" '
+            f'src="data:image/png;base64,{png}"></body></html>\n'
+        )
+    from bokeh.embed import components
+    from bokeh.models import Plot
+    from bokeh.resources import Resources
+
+    drawn = hv.Store.renderers["bokeh"].get_plot(element).state
+    for plot in drawn.select({"type": Plot}):
+        plot.sizing_mode = None  # the frame has a size, which is enough
+    # Not Bokeh's own page: that asks for the scripts of any extension that is loaded, as Panel's.
+    script, division = components(drawn)
+    raw = Resources(mode="inline", components=["bokeh"]).js_raw
+    scripts = "".join(f'<script type="text/javascript">{one}</script>' for one in raw)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}'
+        f"</title>{scripts}</head><body>{division}{script}</body></html>\n"
+    )
