@@ -238,6 +238,7 @@ VARIABLES: dict[str, Variable] = {
         ("patch_row patch_col", "neuron"), "patch", "distance to the nearest border", "iu"
     ),
     "activity": _v(_FRAME + "layer feature_map", "1", "mean activation over patches", "f"),
+    "selected": _v("neuron", "", "whether the neuron is selected", "b"),
     # factors
     "neuron_factor": _factor("neuron"),
     "image_factor": _factor("image"),
