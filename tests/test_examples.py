@@ -68,3 +68,25 @@ def test_three_families(tmp_path):
     assert "prefix class, register_0, register_1, register_2, register_3" in out
     assert "prefix none" in out
     assert out.count("1.00") == 3
+
+
+def test_choosing_the_rank(tmp_path):
+    out = run(
+        [ROOT / "examples" / "choosing_rank.py", "--step", "16", "--ranks", "1", "2", "3"], tmp_path
+    )
+    found = vitxr.open(tmp_path / "choosing_rank" / "criteria.nc")
+    factors = vitxr.open(tmp_path / "choosing_rank" / "factors.nc")
+    rank = factors.sizes["component"]
+    best = found.objective.sel(rank=rank, replicate=found.best_replicate.sel(rank=rank))
+    np.testing.assert_allclose(factors.objective, best, rtol=1e-5)
+    assert f"rank {rank}: objective {float(best):.4f}" in out
+
+
+def test_larger_than_memory(tmp_path):
+    script = ROOT / "examples" / "larger_than_memory.py"
+    out = run([script, "--per-class", "1", "--step", "8", "--rank", "3"], tmp_path)
+    assert "tensor: 3072 neurons x 10 images x 16 shifts, 2 MB, kept by 2 workers" in out
+    ds = vitxr.open(tmp_path / "larger_than_memory" / "activations.zarr")
+    f = vitxr.open(tmp_path / "larger_than_memory" / "factors.nc")
+    t = ds.vit.neuron_tensor(layer=5, feature_maps=None, normalize=False)
+    np.testing.assert_allclose(f.vit.explained(t).objective, f.objective, rtol=1e-4)
