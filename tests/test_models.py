@@ -119,7 +119,7 @@ def test_wrong_tokens_are_refused(model, batch):
     wrong = replace(model, prefix=())
     with pytest.raises(ModelError, match=r"expected \(frames, 24, 48\).*cannot label"):
         capture(wrong, batch, [0], ["activation"])
-    with pytest.raises(ModelError, match="attention gives"):
+    with pytest.raises(ModelError, match="attention has queries"):
         capture(replace(model, heads=3), batch, [0], ["attention"])
 
 

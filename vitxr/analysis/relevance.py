@@ -69,7 +69,7 @@ def relevance(
     ArgumentError
         If an argument or a class is unknown.
     ModelError
-        If the model has no classification head, or its attention is not torch's dot product.
+        If the model has no classification head, or its attention is of no form that is known.
 
     References
     ----------

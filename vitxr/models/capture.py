@@ -15,16 +15,10 @@ import numpy as np
 
 from vitxr.errors import ModelError
 from vitxr.models.backbone import Backbone
-from vitxr.models.passes import (
-    DotProduct,
-    Enough,
-    exclusive,
-    is_out_of_memory,
-    undisturbed,
-    watching,
-)
+from vitxr.models.passes import Enough, exclusive, is_out_of_memory, undisturbed
 from vitxr.models.site import Site, first_tensor, token_count
 from vitxr.models.sites import find_sites
+from vitxr.models.watch import DotProduct, Written, watching
 
 if TYPE_CHECKING:
     import torch
@@ -144,7 +138,10 @@ def capture(
     def hang(module: Any, name: str, site: Site, position: int | None) -> Any:
         def take(value: Any) -> None:
             value = first_tensor(value)
-            keep(name, _on_grid(backbone, value) if site.form == "tokens" else value, position)
+            if site.form == "sequence":
+                value = value.transpose(0, 1)
+            tokens = site.form in ("tokens", "sequence")
+            keep(name, _on_grid(backbone, value) if tokens else value, position)
 
         if site.takes == "output":
             return module.register_forward_hook(lambda _m, _args, output: take(output))
@@ -157,7 +154,7 @@ def capture(
         None if n is None else torch.as_tensor(n, device=backbone.device) for n in (heads, queries)
     ]
 
-    def at_dot_product(dot: DotProduct) -> None:
+    def at_dot_product(dot: DotProduct | Written) -> None:
         if not at:
             return
         for name, site in sites.items():
@@ -167,6 +164,12 @@ def capture(
                 keep(name, dot.weights(*chosen), at[-1])
                 continue
             projected = getattr(dot, name.removeprefix("attention_"))
+            if projected is None:
+                raise ModelError(
+                    f"{backbone.name!r}: the scores of these frames are not the product of its "
+                    "queries and keys over the square root of their width, as those of blank "
+                    "frames were. Leave `attention_query` and `attention_key` out."
+                )
             if chosen[0] is not None:
                 projected = projected.index_select(1, chosen[0])
             patches = projected[:, :, len(backbone.prefix) :].transpose(2, 3)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from vitxr.models.passes import exclusive, undisturbed
+from vitxr.models.passes import exclusive, undisturbed, unhooked
+from vitxr.models.watch import watching
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +33,10 @@ def operations(model: Backbone) -> int:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    # Fused attention is not counted on all devices; in plain products it is the same sum.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    # Fused attention is not counted on all devices, nor torch's fast path of whole layers, which
+    # is not taken while attention is watched; in plain products it is the same sum.
+    plain = sdpa_kernel(SDPBackend.MATH)
+    with FlopCounterMode(display=False) as counter, plain, watching(lambda _: None):
         _pass(model, torch.zeros((1, 3, *model.input_size)))
     return counter.get_total_flops()
 
@@ -56,5 +59,5 @@ def seconds(model: Backbone, repeats: int = 3) -> float:
 def _pass(model: Backbone, frame: torch.Tensor) -> None:
     """Run blank frames; the module is left as it was."""
     weight = next(p for p in model.module.parameters() if p.is_floating_point())
-    with exclusive(), undisturbed(model, weight.dtype, dots=False):
+    with exclusive(), unhooked(model.module), undisturbed(model, weight.dtype, dots=False):
         model.forward(frame.to(weight))

@@ -1,8 +1,8 @@
 """Gradients of a class's logit with respect to attention weights, and the relevance they give.
 
 Attention is computed in the open for this one pass: torch's fused dot product, which
-transformers and timm both call, is replaced by softmax and matrix product, so that its
-weights have gradients. Parameters have none meanwhile. All is as before at the end.
+transformers, timm and torch's own layers call, is replaced by softmax and matrix product, so
+that its weights have gradients. Parameters have none meanwhile. All is as before at the end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 
 from vitxr.errors import ModelError
 from vitxr.models.backbone import Backbone
-from vitxr.models.passes import DotProduct, exclusive, undisturbed, watching
+from vitxr.models.passes import exclusive, undisturbed
+from vitxr.models.watch import KNOWN, DotProduct, Written, watching
 
 if TYPE_CHECKING:
     import torch
@@ -133,15 +134,15 @@ def _pass(
     inside: list[int] = []
     counts = [0] * len(backbone.blocks)
 
-    def attend(dot: DotProduct) -> torch.Tensor | None:
+    def attend(dot: DotProduct | Written) -> torch.Tensor | None:
         if not inside:
             return None
-        weight = _softmax(dot)
+        weight = dot.scores().softmax(-1)  # in the model's own precision, with gradients
         if not weight.requires_grad:  # the first: nothing before it has gradients
             weight = weight.detach().requires_grad_()
         counts[inside[-1]] += 1
         weights.append(weight)
-        return weight @ dot.value
+        return weight
 
     def enter(layer: int) -> Any:
         return lambda *_: inside.append(layer)
@@ -166,9 +167,8 @@ def _pass(
             )
         if any(n != 1 for n in counts):
             raise ModelError(
-                f"{backbone.name!r}: its blocks call torch's scaled_dot_product_attention "
-                f"{counts} times; expected once each. Relevance needs self-attention of that "
-                "form; with timm set module.blocks[i].attn.fused_attn = True."
+                f"{backbone.name!r}: its blocks compute attention {counts} times; expected once "
+                f"each. {KNOWN}"
             )
         tokens = len(backbone.prefix) + backbone.grid[0] * backbone.grid[1]
         expected = (len(batch), backbone.heads, tokens, tokens)
@@ -178,21 +178,6 @@ def _pass(
                 f"{expected}: (frames, heads, tokens, tokens)."
             )
         yield weights, last[0], logits
-
-
-def _softmax(dot: DotProduct) -> torch.Tensor:
-    """Attention weights in the model's own precision, with gradients."""
-    import torch
-
-    scores = (dot.query * dot.scale) @ dot.key.transpose(-2, -1)
-    mask = dot.mask
-    if dot.causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if mask is not None and mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    elif mask is not None:
-        scores = scores + mask
-    return scores.softmax(-1)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
-"""How a model is run: one pass at a time, undisturbed, and its dot products watched.
+"""How a model is run: one pass at a time, undisturbed.
 
-What is done to a module for a pass (evaluation mode, the attention's implementation,
-watching) is undone at its end, also one that fails.
+What is done to a module for a pass (evaluation mode, the attention's implementation, hooks set
+aside) is undone at its end, also one that fails.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from vitxr.errors import ModelError
@@ -19,7 +18,7 @@ from vitxr.models.backbone import Backbone
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DotProduct", "Enough", "exclusive", "is_out_of_memory", "undisturbed", "watching"]
+__all__ = ["Enough", "exclusive", "is_out_of_memory", "undisturbed", "unhooked"]
 
 #: The process that has run a pass, if this one or its parent has.
 _ran_in = 0
@@ -71,7 +70,7 @@ def undisturbed(backbone: Backbone, dtype: torch.dtype, dots: bool) -> Iterator[
     """Evaluation mode, no gradients, no autocast; all as before at the end.
 
     ``dots``: attention goes through torch's ``scaled_dot_product_attention``, which
-    :func:`watching` sees.
+    :func:`vitxr.models.watch.watching` sees.
     """
     import torch
 
@@ -102,99 +101,19 @@ def undisturbed(backbone: Backbone, dtype: torch.dtype, dots: bool) -> Iterator[
             m.training = True
 
 
-@dataclass(frozen=True)
-class DotProduct:
-    """One call of ``scaled_dot_product_attention``.
-
-    Attributes
-    ----------
-    query, key, value
-        (frame, head, token, head_channel), as they enter it: after biases, norms and
-        rotations, and before the division by the square root of their width.
-    mask
-        What is added to the scores, or where they count, broadcastable to (frame, head,
-        query, key); None for nothing.
-    scale
-        What the dot products are multiplied by.
-    causal
-        Whether a token attends to earlier ones only.
-    """
-
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    mask: torch.Tensor | None
-    scale: float
-    causal: bool
-
-    def weights(
-        self, heads: torch.Tensor | None = None, queries: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Attention weights, float32 (frame, head, query, key), of all or some heads and queries.
-
-        ``softmax(scale * query key' + mask)`` over the keys.
-        """
-        import torch
-
-        query, key, mask = self.query, self.key, self.mask
-        shape = (*query.shape[:3], key.shape[2])
-        if self.causal:
-            mask = torch.ones(shape[2:], dtype=torch.bool, device=query.device).tril()
-        mask = None if mask is None else mask.expand(shape)
-        if heads is not None:
-            query, key = query.index_select(1, heads), key.index_select(1, heads)
-            mask = None if mask is None else mask.index_select(1, heads)
-        if queries is not None:
-            query = query.index_select(2, queries)
-            mask = None if mask is None else mask.index_select(2, queries)
-        scores = (query.float() * self.scale) @ key.float().transpose(2, 3)
-        if mask is not None and mask.dtype == torch.bool:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        elif mask is not None:
-            scores = scores + mask
-        return scores.softmax(-1)
-
-
-def watching(seen: Callable[[DotProduct], Any]) -> contextlib.AbstractContextManager[Any]:
-    """Call ``seen`` with every dot product of queries and keys that this thread computes.
-
-    What it returns, if not None, takes the place of the result.
-    """
-    import torch
-    from torch.overrides import TorchFunctionMode
-
-    attend = torch.nn.functional.scaled_dot_product_attention
-
-    class Watch(TorchFunctionMode):
-        def __torch_function__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            kwargs = kwargs or {}
-            if func is attend:
-                instead = seen(_read(*args, **kwargs))
-                if instead is not None:
-                    return instead
-            return func(*args, **kwargs)
-
-    return Watch()
-
-
-def _read(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> DotProduct:
-    if enable_gqa:  # several queries share a key and a value
-        times = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(times, 1), value.repeat_interleave(times, 1)
-    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    return DotProduct(query, key, value, attn_mask, scale, is_causal)
+@contextlib.contextmanager
+def unhooked(module: Any) -> Iterator[None]:
+    """Set the user's hooks aside: what they record or count is of frames, and not of blank ones."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks")
+    hooked = [(m, kind, getattr(m, kind)) for m in module.modules() for kind in kinds]
+    hooked = [(m, kind, hooks) for m, kind, hooks in hooked if hooks]
+    try:
+        for m, kind, hooks in hooked:
+            setattr(m, kind, type(hooks)())
+        yield
+    finally:
+        for m, kind, hooks in hooked:
+            setattr(m, kind, hooks)
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -108,20 +108,15 @@ def _blank(module: Any) -> Iterator[None]:
     """Evaluation mode, no gradients, no autocast, nobody's hooks; all as before at the end."""
     import torch
 
+    from vitxr.models.passes import unhooked
+
     training = [m for m in module.modules() if m.training]
-    kinds = ("_forward_hooks", "_forward_pre_hooks")
-    hooked = [(m, kind, getattr(m, kind)) for m in module.modules() for kind in kinds]
-    hooked = [(m, kind, hooks) for m, kind, hooks in hooked if hooks]
     device = next(module.parameters()).device.type
     try:
         module.eval()
-        for m, kind, hooks in hooked:
-            setattr(m, kind, type(hooks)())
-        with torch.no_grad(), torch.autocast(device, enabled=False):
+        with unhooked(module), torch.no_grad(), torch.autocast(device, enabled=False):
             yield
     finally:
-        for m, kind, hooks in hooked:
-            setattr(m, kind, hooks)
         for m in training:
             m.training = True
 

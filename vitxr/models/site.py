@@ -12,8 +12,8 @@ from vitxr.errors import ArgumentError, ModelError
 from vitxr.models.backbone import Backbone
 
 __all__ = [
-    "FRAMES",
     "Site",
+    "blank_frames",
     "check_pattern",
     "first_tensor",
     "form_of",
@@ -21,9 +21,6 @@ __all__ = [
     "resolve",
     "token_count",
 ]
-
-#: Frames that are tried: two, so that what does not depend on the frame is seen.
-FRAMES = 2
 
 
 @dataclass(frozen=True)
@@ -39,9 +36,9 @@ class Site:
     layered
         Whether there is one a layer.
     form
-        ``"tokens"``: (frame, token, width); ``"map"``: (frame, width, row, col) on the patch
-        grid; ``"frame"``: (frame, width); ``"heads"``: (frame, head, token, width);
-        ``"weights"``: (frame, head, query, key).
+        ``"tokens"``: (frame, token, width); ``"sequence"``: (token, frame, width); ``"map"``:
+        (frame, width, row, col) on the patch grid; ``"frame"``: (frame, width); ``"heads"``:
+        (frame, head, token, width); ``"weights"``: (frame, head, query, key).
     shape
         Of what is kept of one frame of one layer.
     """
@@ -49,7 +46,7 @@ class Site:
     modules: tuple[str, ...]
     takes: Literal["output", "input", "dot"]
     layered: bool
-    form: Literal["tokens", "map", "frame", "heads", "weights"]
+    form: Literal["tokens", "sequence", "map", "frame", "heads", "weights"]
     shape: tuple[int, ...]
 
     def __str__(self) -> str:
@@ -61,6 +58,11 @@ class Site:
 def token_count(backbone: Backbone) -> int:
     """Tokens of a frame: the prefix, and one a patch."""
     return len(backbone.prefix) + math.prod(backbone.grid)
+
+
+def blank_frames(backbone: Backbone) -> int:
+    """Frames that are tried: two or more, and no number that heads or tokens have."""
+    return next(n for n in range(2, 5) if n not in (backbone.heads, token_count(backbone)))
 
 
 def first_tensor(value: Any) -> Any:
@@ -120,8 +122,8 @@ def of_module(backbone: Backbone, path: str, forms: Sequence[Form], layered: boo
             "once."
         )
     shape, given = forms[0]
-    grid, tokens = backbone.grid, token_count(backbone)
-    if shape[:1] == (FRAMES,):
+    grid, tokens, frames = backbone.grid, token_count(backbone), blank_frames(backbone)
+    if shape[:1] == (frames,):
         if len(shape) == 3 and shape[1] == tokens:
             return Site((path,), "output", layered, "tokens", (shape[2], *grid))
         if len(shape) == 4 and shape[2:] == grid:
@@ -129,7 +131,7 @@ def of_module(backbone: Backbone, path: str, forms: Sequence[Form], layered: boo
         if len(shape) == 2:
             return Site((path,), "output", layered, "frame", shape[1:])
     raise ModelError(
-        f"{backbone.name!r}: of {FRAMES} frames the module {path} gives {given}; expected "
+        f"{backbone.name!r}: of {frames} frames the module {path} gives {given}; expected "
         f"(frames, {tokens} tokens, width), (frames, width) or (frames, width, {grid[0]} rows, "
         f"{grid[1]} columns of patches), floating-point. vitxr cannot label it."
     )

@@ -1,8 +1,9 @@
 """Where in a model a variable is taken: found by watching two frames pass, never by name.
 
-The attention of a block is the one dot product of queries and keys that it computes; its
-attention sublayer is the part of the block that this happens in; its MLP's hidden units are
-what enters the last linear layer outside that part. Where a block has not exactly one such
+The attention of a block is the one dot product of queries and keys that it computes, in one of
+the ways that :mod:`vitxr.models.watch` knows; its attention sublayer is the part of the block
+that this happens in; its MLP's hidden units are what enters the last linear layer outside that
+part. Where a block has not exactly one such
 place, the site is refused, with what there is. Modules that the user names are found by
 their path.
 """
@@ -10,23 +11,28 @@ their path.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vitxr.errors import ModelError
 from vitxr.models.backbone import Backbone
-from vitxr.models.passes import DotProduct, exclusive, undisturbed, watching
+from vitxr.models.passes import exclusive, undisturbed, unhooked
 from vitxr.models.site import (
-    FRAMES,
     Form,
     Site,
+    blank_frames,
     first_tensor,
     form_of,
     of_module,
     resolve,
     token_count,
 )
+from vitxr.models.watch import KNOWN, DotProduct, Written, watching
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["DOTS", "SITES", "find_sites"]
 
@@ -42,7 +48,7 @@ def find_sites(
     variables: Sequence[str],
     modules: Mapping[str, str] | None = None,
 ) -> dict[str, Site]:
-    """Find where variables are taken, by running two blank frames.
+    """Find where variables are taken, by running a few blank frames, without the user's hooks.
 
     Parameters
     ----------
@@ -105,12 +111,10 @@ class _Trace:
 
     layer: int
     path: str
-    #: Whether the user has put hooks on the model, which may change what a module gives.
-    altered: bool
     calls: list[_Call] = field(default_factory=list)
     running: list[_Call] = field(default_factory=list)
-    #: Each with the part of the block that it is in, and the number of calls begun before it.
-    dots: list[tuple[DotProduct, _Call | None, int]] = field(default_factory=list)
+    #: Each with the calls that it is in, outermost first, and the number of calls begun before it.
+    dots: list[tuple[DotProduct | Written, list[_Call], int]] = field(default_factory=list)
 
     def inside(self, call: _Call, part: _Call) -> bool:
         return call.path == part.path or call.path.startswith(f"{part.path}.")
@@ -129,10 +133,9 @@ def _watch(
     found: dict[str, list[Site]] = {name: [] for name in wanted}
     forms: dict[str, list[Form]] = {}
     at: list[_Trace] = []
-    altered = bool(backbone.hooks())  # before there are ours
 
     def enter(layer: int, path: str) -> Any:
-        return lambda *_: at.append(_Trace(layer, path, altered))
+        return lambda *_: at.append(_Trace(layer, path))
 
     def leave(*_: Any) -> None:
         # Looked at here, so that the tensors of one block only are held.
@@ -154,21 +157,21 @@ def _watch(
         if at:
             at[-1].running.pop().gave = output
 
-    def seen(dot: DotProduct) -> None:
+    def seen(dot: DotProduct | Written) -> None:
         if at:
-            at[-1].dots.append((dot, next(iter(at[-1].running), None), len(at[-1].calls)))
+            at[-1].dots.append((dot, [*at[-1].running], len(at[-1].calls)))
 
     def keep(path: str) -> Any:
         return lambda _module, _args, output: forms.setdefault(path, []).append(form_of(output))
 
     path_of = {id(module): path for path, module in named.items()}
     weights = next(backbone.module.parameters())
-    blank = torch.zeros(
-        (FRAMES, 3, *backbone.input_size), dtype=weights.dtype, device=weights.device
-    )
+    shape = (blank_frames(backbone), 3, *backbone.input_size)
+    blank = torch.zeros(shape, dtype=weights.dtype, device=weights.device)
     hooked: set[Any] = set()
     with (
         exclusive(),
+        unhooked(backbone.module),
         undisturbed(backbone, weights.dtype, dots=bool(wanted)),
         contextlib.ExitStack() as undo,
     ):
@@ -201,26 +204,30 @@ def _refuse(backbone: Backbone, trace: _Trace, what: str) -> ModelError:
     return ModelError(f"{backbone.name!r}, block {trace.layer}: {what}")
 
 
-def _dot(backbone: Backbone, trace: _Trace) -> tuple[DotProduct, _Call | None, int]:
+def _dot(backbone: Backbone, trace: _Trace) -> tuple[DotProduct | Written, list[_Call], int]:
     """Return the one dot product of a block; raise if there is none, or another form of it."""
     if len(trace.dots) != 1:
         raise _refuse(
             backbone, trace,
-            f"expected one dot product of queries and keys, computed by torch's "
-            f"scaled_dot_product_attention; found {len(trace.dots)}, so that its attention cannot "
-            "be captured. Where the model can choose how attention is computed, load it with "
-            "attn_implementation='sdpa' (timm: fused_attn); a block of your own has to call that "
-            "function in a part of its own (torch's nn.MultiheadAttention does not). "
+            f"expected one dot product of queries and keys; found {len(trace.dots)}, so that its "
+            f"attention cannot be captured. {KNOWN} In a block of your own, write it as out = "
+            "torch.nn.functional.scaled_dot_product_attention(q, k, v), in a part of its own. "
             "modules={...} captures any module's output.",
         )  # fmt: skip
     dot = trace.dots[0][0]
-    expected = (FRAMES, backbone.heads, token_count(backbone))
-    for what, tensor in (("queries", dot.query), ("keys", dot.key), ("values", dot.value)):
-        if tuple(tensor.shape[:3]) != expected or tensor.ndim != 4:
+    frames, tokens = blank_frames(backbone), token_count(backbone)
+    if isinstance(dot, DotProduct):
+        shapes = {"queries": dot.query.shape, "keys": dot.key.shape, "values": dot.value.shape}
+    else:
+        shapes = {"scores": dot.given.shape, "values": dot.value.shape}
+    for what, shape in shapes.items():
+        last = tokens if what == "scores" else shape[-1]
+        if tuple(shape) != (frames, backbone.heads, tokens, last):
             raise _refuse(
                 backbone, trace,
-                f"its attention gives {what} of the shape {tuple(tensor.shape)}; expected (frames, "
-                f"{backbone.heads} heads, {token_count(backbone)} tokens, width), of "
+                f"its attention has {what} of the shape {tuple(shape)}; expected ({frames} frames, "
+                f"{backbone.heads} heads, {tokens} tokens, "
+                f"{'tokens' if what == 'scores' else 'width'}), of "
                 f"{len(backbone.prefix)} prefix tokens and a grid of {backbone.grid[0]} x "
                 f"{backbone.grid[1]} patches. Attention in windows has no such form.",
             )  # fmt: skip
@@ -233,9 +240,19 @@ def _weights(backbone: Backbone, trace: _Trace) -> Site:
     return Site((trace.path,), "dot", True, "weights", (backbone.heads, tokens, tokens))
 
 
-def _projected(backbone: Backbone, trace: _Trace) -> Site:
+def _projected(backbone: Backbone, trace: _Trace, *, value: bool = False) -> Site:
     dot, _, _ = _dot(backbone, trace)
-    widths = [tensor.shape[3] for tensor in (dot.query, dot.key, dot.value)]
+    query, key = dot.query, dot.key
+    if not value and (query is None or key is None):
+        raise _refuse(
+            backbone, trace,
+            "it writes its attention out, and what enters the softmax is not the product of "
+            "queries and keys over the square root of their width, so that their scale is not "
+            "known. `attention` and `attention_value` can be captured; for the others write it as "
+            "out = torch.nn.functional.scaled_dot_product_attention(q, k, v), of queries that are "
+            "not scaled yet.",
+        )  # fmt: skip
+    widths = [tensor.shape[3] for tensor in (query, key, dot.value) if tensor is not None]
     if len(set(widths)) > 1:
         raise _refuse(
             backbone, trace,
@@ -246,49 +263,61 @@ def _projected(backbone: Backbone, trace: _Trace) -> Site:
     return Site((trace.path,), "dot", True, "heads", shape)
 
 
-def _sublayer(backbone: Backbone, trace: _Trace) -> tuple[_Call, int]:
-    """Return the part of a block that its dot product is in, and the calls begun before that."""
-    _, part, begun = _dot(backbone, trace)
-    if part is None:
+def _sublayer(backbone: Backbone, trace: _Trace) -> tuple[_Call, _Call, int]:
+    """Return the part of a block that its dot product is in, the innermost, the calls before."""
+    _, within, begun = _dot(backbone, trace)
+    if not within:
         raise _refuse(
             backbone, trace,
             "the block computes its attention itself, not in a part of its own, so that it is not "
             "known where the attention ends. Name the module you mean with modules={...}.",
         )  # fmt: skip
-    return part, begun
+    return within[0], within[-1], begun
 
 
 def _output(backbone: Backbone, trace: _Trace) -> Site:
-    """Find the attention's output: of the sublayer, whose last step is its output projection."""
+    """Find the attention's output: of the sublayer, whose last step is its output projection.
+
+    That of torch's ``nn.MultiheadAttention`` is part of itself; it may give (token, frame,
+    channel).
+    """
     import torch
 
-    part, begun = _sublayer(backbone, trace)
+    part, innermost, begun = _sublayer(backbone, trace)
     after = [
         call
         for call in trace.calls[begun:]
         if trace.inside(call, part) and any(True for _ in call.module.parameters(recurse=False))
     ]
+    multihead = type(innermost.module).forward is torch.nn.MultiheadAttention.forward
+    last = [innermost, *after] if multihead else after
+    frames, tokens = blank_frames(backbone), token_count(backbone)
+    forms: dict[tuple[int, ...], Literal["tokens", "sequence"]] = {
+        (frames, tokens, backbone.channels): "tokens",
+        (tokens, frames, backbone.channels): "sequence",
+    }
     gave = first_tensor(part.gave)
-    fits = isinstance(gave, torch.Tensor) and tuple(gave.shape) == (
-        FRAMES, token_count(backbone), backbone.channels,
-    )  # fmt: skip
-    last = [_linear(call) for call in after] == [True]
-    same = last and fits and (trace.altered or torch.equal(gave, after[0].gave))
-    if not same:
-        shape = tuple(gave.shape) if isinstance(gave, torch.Tensor) else type(gave).__name__
+    shape = tuple(gave.shape) if isinstance(gave, torch.Tensor) else ()
+    if not (len(last) == 1 and (multihead or _linear(last[0])) and shape in forms) or not _same_of(
+        gave, first_tensor(last[0].gave)
+    ):
         raise _refuse(
             backbone, trace,
             f"expected its attention, {part}, to end with one output projection to (frames, "
-            f"{token_count(backbone)}, {backbone.channels}); it gives {shape}, and after its dot "
-            f"product runs {', '.join(map(str, after)) or 'no module with weights'}. "
+            f"{tokens}, {backbone.channels}); it gives {shape or type(gave).__name__}, and after "
+            f"its dot product runs {', '.join(map(str, after)) or 'no module with weights'}. "
             "Name the module you mean with modules={...}.",
         )  # fmt: skip
-    return Site(
-        (f"{trace.path}.{part.path}",),
-        "output",
-        True,
-        "tokens",
-        (backbone.channels, *backbone.grid),
+    kept = (backbone.channels, *backbone.grid)
+    return Site((f"{trace.path}.{part.path}",), "output", True, forms[shape], kept)
+
+
+def _same_of(gave: torch.Tensor, given: torch.Tensor) -> bool:
+    """Whether two outputs are one, frames and tokens in either order."""
+    import torch
+
+    return torch.equal(gave, given) or (
+        given.ndim == 3 and torch.equal(gave, given.transpose(0, 1))
     )
 
 
@@ -297,16 +326,16 @@ def _hidden(backbone: Backbone, trace: _Trace) -> Site:
 
     All linear layers before it take one and the same input.
     """
-    part, _ = _sublayer(backbone, trace)
+    part, _, _ = _sublayer(backbone, trace)
     calls = [c for c in trace.calls if _linear(c) and not trace.inside(c, part)]
     up, down = calls[:-1], calls[-1:]
     inputs = {(c.entered.data_ptr(), tuple(c.entered.shape)) for c in up}
-    tokens = token_count(backbone)
+    frames, tokens = blank_frames(backbone), token_count(backbone)
     known = (
         len(inputs) == 1
         and (down[0].entered.data_ptr(), tuple(down[0].entered.shape)) not in inputs
-        and tuple(down[0].entered.shape[:2]) == (FRAMES, tokens)
-        and tuple(down[0].gave.shape) == (FRAMES, tokens, backbone.channels)
+        and tuple(down[0].entered.shape[:2]) == (frames, tokens)
+        and tuple(down[0].gave.shape) == (frames, tokens, backbone.channels)
         and len({c.path for c in calls}) == len(calls)
     )
     if not known:
@@ -321,11 +350,11 @@ def _hidden(backbone: Backbone, trace: _Trace) -> Site:
     return Site((f"{trace.path}.{down[0].path}",), "input", True, "tokens", shape)
 
 
-_SITE = {
+_SITE: dict[str, Callable[[Backbone, _Trace], Site]] = {
     "attention": _weights,
     "attention_query": _projected,
     "attention_key": _projected,
-    "attention_value": _projected,
+    "attention_value": functools.partial(_projected, value=True),
     "attention_output": _output,
     "mlp_hidden": _hidden,
 }
