@@ -85,16 +85,19 @@ def frame_sums(a: Array, reference: Array, shifts: Shifts, phases: int) -> Sums:
     steps = np.unique(steps_x).tolist()
     ends = [[*(np.flatnonzero(np.diff(row)) + 1).tolist(), width] for row in steps_y]
     same = [False, *(steps_x[1:] == steps_x[:-1]).all(axis=1).tolist()]
-    # Few maps at a time, so that what is done with a row of frames stays in the cache.
-    some = max(1, _BUFFER_BYTES // (width * patches * dtype.itemsize))
-    blocks = np.array_split(np.arange(maps), -(-maps // some))
+    # Few maps and rows of the lattice at a time, so that what is done with them stays in the
+    # cache, and many enough that the work in NumPy outweighs the calls of it.
+    frame = patches * dtype.itemsize
+    size = min(maps, max(1, _BUFFER_BYTES // (width * frame)))
+    high = min(height, max(1, _BUFFER_BYTES // (width * size * frame)))
     # Products of rows with rows throughout: of whole matrices BLAS would start threads of its own
     # within those of Dask.
     ones = np.ones(patches, dtype)
-    room = np.empty((2, width * max(map(len, blocks)) * patches), dtype)
+    room = np.empty((2, high * width * size * patches), dtype)
     for i, layer in np.ndindex(n, layers):
-        for block in blocks:
-            part, size = slice(block[0], block[-1] + 1), len(block)
+        for first in range(0, maps, size):
+            part = slice(first, min(first + size, maps))
+            some = part.stop - first
             of = (i, layer, part)
             ref = reference[of].astype(dtype)
             # Subtracted from all: sums of large values would lose small differences.
@@ -103,26 +106,33 @@ def frame_sums(a: Array, reference: Array, shifts: Shifts, phases: int) -> Sums:
             # Twice beside and below itself: every roll is then a part of it.
             around = np.tile(ref, (1, 2, 2))
             rolled = {step: around[:, :, columns - step : 2 * columns - step] for step in steps}
-            flat, flat_other = room[:, : width * size * patches].reshape(2, -1, patches)
-            row, other = (b.reshape(width, size, rows, columns) for b in (flat, flat_other))
-            means, errors = (np.empty((height * width, size)) for _ in range(2))
-            for y in range(height):
-                here = slice(y * width, (y + 1) * width)
-                np.subtract(a[i, y, :, layer, part], pivot, out=row)
-                means[here] = np.linalg.vecdot(flat, ones).reshape(width, size)
-                sums["squares"][of] += _squares(flat, size)
+            means, errors = (np.empty((height * width, some)) for _ in range(2))
+            for top in range(0, height, high):
+                many = min(high, height - top)
+                here = slice(top * width, (top + many) * width)
+                flat, flat_other = room[:, : many * width * some * patches].reshape(2, -1, patches)
+                shape = (many, width, some, rows, columns)
+                row, other = flat.reshape(shape), flat_other.reshape(shape)
+                np.subtract(a[i, top : top + many, :, layer, part], pivot, out=row)
+                means[here] = np.linalg.vecdot(flat, ones).reshape(-1, some)
+                sums["squares"][of] += _squares(flat, some).sum(0)
                 np.subtract(row, ref, out=other)
-                sums["still"][layer, part] += _squares(flat_other, size)
-                if not same[y]:
-                    table = np.stack([rolled[step] for step in steps_x[y].tolist()])
-                start = 0
-                for end in ends[y]:
-                    down, along = rows - steps_y[y, start], slice(start, end)
-                    np.subtract(row[along], table[along, :, down : down + rows], out=other[along])
-                    start = end
-                np.multiply(other, other, out=other)
-                errors[here] = np.linalg.vecdot(flat_other, ones).reshape(width, size)
-                sums["error"][layer, part] += other.sum(0)
+                sums["still"][layer, part] += _squares(flat_other, some).sum(0)
+                for y in range(many):
+                    if not same[top + y]:
+                        table = np.stack([rolled[step] for step in steps_x[top + y].tolist()])
+                    start = 0
+                    for end in ends[top + y]:
+                        down, along = rows - steps_y[top + y, start], slice(start, end)
+                        np.subtract(
+                            row[y, along], table[along, :, down : down + rows], out=other[y, along]
+                        )
+                        start = end
+                errors[here] = _squares(flat_other, some)
+                each = flat_other.reshape(many * width, -1)
+                sums["error"][layer, part] += np.einsum("fp,fp->p", each, each).reshape(
+                    some, rows, columns
+                )
             means /= patches
             sums["pivot"][of] = pivot[:, 0, 0]
             sums["image_sum"][of] = means.sum(0)
@@ -133,9 +143,9 @@ def frame_sums(a: Array, reference: Array, shifts: Shifts, phases: int) -> Sums:
 
 
 def _squares(flat: Array, maps: int) -> Array:
-    """Sum of squares of each map, of rows of which every ``maps``-th is the same map's."""
+    """Sums of squares of frames of maps, (frame, map), float64."""
     of_rows: Array = np.linalg.vecdot(flat, flat)
-    return of_rows.reshape(-1, maps).sum(0, dtype=np.float64)
+    return of_rows.reshape(-1, maps).astype(np.float64)
 
 
 def merge(parts: list[Sums], same_images: bool) -> Sums:
