@@ -1,6 +1,7 @@
 """CKA, dissimilarities and RSA, against the published formulas, scipy, and their invariances."""
 
 import itertools
+from unittest import mock
 
 import dask
 import numpy as np
@@ -12,9 +13,9 @@ from scipy.spatial.distance import pdist, squareform
 from scipy.stats import spearmanr
 
 import vitxr
-from vitxr.analysis import _grams
+from vitxr.analysis import _grams, _walk
 from vitxr.errors import ArgumentError, DataError
-from vitxr.names import LATTICE, validate
+from vitxr.names import LATTICE, SHIFT, validate
 from vitxr.stimuli.shifts import ShiftGrid
 
 
@@ -241,26 +242,66 @@ def test_chunked_equals_eager(data):
         xr.testing.assert_allclose(lazy.vit.rdm(), ds.vit.rdm(), atol=1e-9)
 
 
-@pytest.mark.parametrize("size", [1, 2000, 4000])
+@pytest.mark.parametrize("limits", [(1, 1), (3000, 1), (1, 10**6)])
 @pytest.mark.parametrize("across", ["layer", "shift"])
-def test_blocks_of_the_lattice_change_nothing(size, across, monkeypatch):
-    ds = make(n=6, step=4)
-    whole = ds.vit.cka(across=across), ds.vit.rsa(across=across), ds.vit.rdm()
-    monkeypatch.setattr(_grams, "_BLOCK_BYTES", size)
-    assert len(_grams.blocks([ds.activation], 6)) > 1
-    cut = ds.vit.cka(across=across), ds.vit.rsa(across=across), ds.vit.rdm()
+def test_blocks_of_the_lattice_change_nothing(limits, across, monkeypatch):
+    ds = make(n=9, step=4)
+    whole = ds.vit.cka(across=across, batch_size=5), ds.vit.rsa(across=across), ds.vit.rdm()
+    lazy = ds.chunk(image=2, shift_y=2, shift_x=3, layer=2, feature_map=3)
+    monkeypatch.setattr(_walk, "_BLOCK_BYTES", limits[0])
+    monkeypatch.setattr(_walk, "_CHUNK_BYTES", limits[1])
+    assert len(_walk.blocks([lazy.activation], [5, 4])) > 1
+    batches = [np.arange(5), np.arange(5, 9)]
+    assert len(_walk.groups([lazy.activation], batches)) == (2 if limits[1] == 1 else 1)
+    with dask.config.set(scheduler="sync"):
+        cut = lazy.vit.cka(across=across, batch_size=5), lazy.vit.rsa(across=across), lazy.vit.rdm()
     for a, b in zip(whole, cut, strict=True):
         xr.testing.assert_allclose(a, b)
 
 
-def test_blocks_cover_the_lattice(monkeypatch):
-    ds = make(step=3)
-    for size in (1, 500, 2000, 9000, 10**9):
-        monkeypatch.setattr(_grams, "_BLOCK_BYTES", size)
-        seen = np.zeros((6, 6), int)
-        for block in _grams.blocks([ds.activation], 7):
-            seen[block] += 1
-        assert (seen == 1).all()
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    chunk=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    other=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    images=st.lists(st.integers(4, 9), min_size=1, max_size=3),
+    most=st.integers(1, 10**5),
+    chunks=st.integers(1, 10**5),
+)
+def test_blocks_cover_the_lattice(size, chunk, other, images, most, chunks):
+    x = xr.DataArray(np.zeros((30, *size, 1, 4, 2, 3)), dims=LATTICE)
+    a, b = (x.chunk(dict(zip(SHIFT, c, strict=True))) for c in (chunk, other))
+    with mock.patch.multiple(_walk, _BLOCK_BYTES=most, _CHUNK_BYTES=chunks):
+        for arrays in ([x], [a], [a, b]):
+            seen = np.zeros(size, int)
+            for block in _walk.blocks(arrays, images):
+                seen[block] += 1
+            assert (seen == 1).all()
+            parts = np.split(np.arange(sum(images)), np.cumsum(images)[:-1])
+            covered = [i for group in _walk.groups(arrays, parts) for i in group]
+            assert covered == list(range(len(images)))
+
+
+def test_layers_and_batches_by_turns_where_matrices_do_not_fit(monkeypatch):
+    ds = make(n=9)
+    whole = ds.vit.cka(across="shift", batch_size=5), ds.vit.rsa(across="shift")
+    for size in (16 * 81 * 8, 2 * 16 * 81 * 8, 16 * 25 * 8):  # one layer, two, one batch
+        monkeypatch.setattr(_walk, "_GRAM_BYTES", size)
+        xr.testing.assert_allclose(ds.vit.cka(across="shift", batch_size=5), whole[0])
+        if size >= 16 * 81 * 8:
+            xr.testing.assert_allclose(ds.vit.rsa(across="shift"), whole[1])
+
+
+def test_chunks_are_not_cut_where_there_is_room():
+    x = xr.DataArray(np.zeros((8, 7, 6, 1, 4, 2, 3)), dims=LATTICE).chunk(shift_y=3, shift_x=4)
+    frame = 8 * 4 * 6 * 8  # bytes of all images, maps and patches
+    with mock.patch.multiple(_walk, _BLOCK_BYTES=frame, _CHUNK_BYTES=12 * frame):
+        found = _walk.blocks([x], [8])
+    rows, columns = (slice(0, 3), slice(3, 6), slice(6, 7)), (slice(0, 4), slice(4, 6))
+    assert found == list(itertools.product(rows, columns))
+    with mock.patch.multiple(_walk, _BLOCK_BYTES=frame, _CHUNK_BYTES=11 * frame):
+        assert len(_walk.blocks([x], [8])) == 42
+    with mock.patch.multiple(_walk, _BLOCK_BYTES=40 * frame):
+        assert [b[0] for b in _walk.blocks([x], [8])] == [slice(0, 6), slice(6, 7)]
 
 
 def test_only_what_is_asked_is_read():
@@ -337,6 +378,33 @@ def test_real_models(stim, model, tmp_path):
     assert (c.cka < 1).all()
 
 
+@pytest.mark.parametrize("across", ["layer", "shift"])
+def test_a_model_runs_once(stim, model, vit, across):
+    """Over the frames of all layers and pairs, though nothing is stored."""
+    images = np.random.default_rng(1).integers(0, 256, (9, 32, 48, 3), dtype=np.uint8)
+    stim = vitxr.open_images({"noise": images})
+    ds = vitxr.extract(stim, model, shifts=ShiftGrid(16), preprocess="raw", progress=False)
+    frames = 0
+
+    def count(_module, given, _output):
+        nonlocal frames
+        frames += len(given[0])
+
+    handle = vit.vit.embeddings.patch_embeddings.projection.register_forward_hook(count)
+    try:
+        for run in (
+            lambda: ds.vit.cka(across=across, batch_size=5),
+            lambda: ds.vit.rsa(across=across),
+            lambda: ds.vit.rdm(),
+            lambda: ds.vit.equivariance().compute(),
+        ):
+            frames = 0
+            run()
+            assert frames == 9 * ds.sizes["shift_y"] * ds.sizes["shift_x"]
+    finally:
+        handle.remove()
+
+
 def test_representations_that_are_all_the_same_are_nan():
     ds = make()
     ds["activation"][:, :, :, 1] = 4.0
@@ -379,7 +447,7 @@ def test_refusals(monkeypatch):
         ds.vit.cka(ds.isel(shift_y=[1]))
     with pytest.raises(DataError, match="other layers, and shifts are compared in the same"):
         ds.vit.cka(ds.isel(layer=[1]), across="shift")
-    monkeypatch.setattr(_grams, "_GRAM_BYTES", 1000)
+    monkeypatch.setattr(_walk, "_GRAM_BYTES", 1000)
     with pytest.raises(ArgumentError, match=r"12 matrices between 7 images.*select some of"):
         ds.vit.rdm()
     with pytest.raises(ArgumentError, match=r"16 matrices between 7 images.*smaller batch_size"):

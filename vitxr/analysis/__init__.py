@@ -9,6 +9,7 @@ from vitxr.analysis.attention import (
     attention_map,
     mass_mask,
 )
+from vitxr.analysis.cka import cka
 from vitxr.analysis.classes import top_classes
 from vitxr.analysis.cluster import cluster
 from vitxr.analysis.dimension import local_dimension
@@ -18,8 +19,8 @@ from vitxr.analysis.order import spatial_order
 from vitxr.analysis.project import project
 from vitxr.analysis.relevance import relevance
 from vitxr.analysis.rollout import attention_rollout
+from vitxr.analysis.rsa import rdm, rsa
 from vitxr.analysis.sampling import sample_neurons
-from vitxr.analysis.similarity import cka, rdm, rsa
 from vitxr.analysis.weights import patch_filters, position_similarity
 
 __all__ = [
