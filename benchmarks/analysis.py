@@ -95,13 +95,17 @@ def measure(path: Path) -> None:
                 seconds[name].append(spent)
                 peaks[name] = max(peaks[name], int(peak))
     for name, times in seconds.items():
-        rates = " ".join(
-            f"{statistics.median(r / t for r, t in zip(seconds[reading], times, strict=True)):.2f}"
-            for reading in list(SIDES)[:2]
-        )
+        rates = []
+        for reading in list(SIDES)[:2]:
+            ratios = [r / t for r, t in zip(seconds[reading], times, strict=True)]
+            rates.append(
+                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            )
+        speeds = sorted(size / t / 1e6 for t in times)
         print(
-            f"{name}: {size / statistics.median(times) / 1e6:.0f} MB/s, of the two rates of "
-            f"reading {rates} (to reach 0.5 of the first); peak memory {peaks[name] / 1e9:.2f} GB",
+            f"{name}: {statistics.median(speeds):.0f} MB/s ({speeds[0]:.0f} to {speeds[-1]:.0f}); "
+            f"of the two rates of reading {', '.join(rates)} (to reach 0.5); "
+            f"peak memory {peaks[name] / 1e9:.2f} GB",
             flush=True,
         )
 

@@ -13,8 +13,8 @@ Array = npt.NDArray[Any]
 Shifts = tuple[Array, Array, Array]
 Sums = dict[str, Array]
 
-#: Bytes of each of the two buffers of :func:`frame_sums`, which a core's own cache should hold.
-_BUFFER_BYTES = 1 << 19
+#: Bytes of the buffer of :func:`frame_sums`, which a core's own cache should hold.
+_BUFFER_BYTES = 3 << 18
 #: Sums that belong to one image each; all others are over images.
 _OF_IMAGES = ("pivot", "image_sum", "image_squares", "squares")
 
@@ -87,22 +87,22 @@ def frame_sums(a: Array, reference: Array, shifts: Shifts, phases: int) -> Sums:
     same = [False, *(steps_x[1:] == steps_x[:-1]).all(axis=1).tolist()]
     # Few maps and rows of the lattice at a time, so that what is done with them stays in the
     # cache, and many enough that the work in NumPy outweighs the calls of it.
-    frame = patches * dtype.itemsize
-    size = min(maps, max(1, _BUFFER_BYTES // (width * frame)))
-    high = min(height, max(1, _BUFFER_BYTES // (width * size * frame)))
+    row = width * patches * dtype.itemsize
+    size = min(maps, max(1, _BUFFER_BYTES // row))
+    high = min(height, max(1, _BUFFER_BYTES // (size * row)))
     # Products of rows with rows throughout: of whole matrices BLAS would start threads of its own
     # within those of Dask.
     ones = np.ones(patches, dtype)
-    room = np.empty((2, high * width * size * patches), dtype)
+    room = np.empty(high * width * size * patches, dtype)
     for i, layer in np.ndindex(n, layers):
         for first in range(0, maps, size):
             part = slice(first, min(first + size, maps))
             some = part.stop - first
             of = (i, layer, part)
             ref = reference[of].astype(dtype)
-            # Subtracted from all: sums of large values would lose small differences.
-            pivot = ref.mean((1, 2), dtype=np.float64).astype(dtype)[:, None, None]
-            ref -= pivot
+            # Sums of squares are about it: of large values they would lose small differences.
+            pivot = ref.mean((1, 2), dtype=np.float64)
+            off = ref.reshape(some, -1) - pivot[:, None]
             # Twice beside and below itself: every roll is then a part of it.
             around = np.tile(ref, (1, 2, 2))
             rolled = {step: around[:, :, columns - step : 2 * columns - step] for step in steps}
@@ -110,14 +110,19 @@ def frame_sums(a: Array, reference: Array, shifts: Shifts, phases: int) -> Sums:
             for top in range(0, height, high):
                 many = min(high, height - top)
                 here = slice(top * width, (top + many) * width)
-                flat, flat_other = room[:, : many * width * some * patches].reshape(2, -1, patches)
-                shape = (many, width, some, rows, columns)
-                row, other = flat.reshape(shape), flat_other.reshape(shape)
-                np.subtract(a[i, top : top + many, :, layer, part], pivot, out=row)
+                flat = room[: many * width * some * patches].reshape(-1, patches)
+                each = flat.reshape(many * width, -1)
+                differ = flat.reshape(many, width, some, rows, columns)
+                frame = a[i, top : top + many, :, layer, part]
+                np.subtract(frame, ref, out=differ)
                 means[here] = np.linalg.vecdot(flat, ones).reshape(-1, some)
-                sums["squares"][of] += _squares(flat, some).sum(0)
-                np.subtract(row, ref, out=other)
-                sums["still"][layer, part] += _squares(flat_other, some).sum(0)
+                still = _squares(flat, some).sum(0)
+                sums["still"][layer, part] += still
+                # The squares of reference - pivot + difference.
+                crossed = np.linalg.vecdot(off, each.sum(0).reshape(some, -1))
+                sums["squares"][of] += (
+                    still + 2 * crossed + many * width * np.linalg.vecdot(off, off)
+                )
                 for y in range(many):
                     if not same[top + y]:
                         table = np.stack([rolled[step] for step in steps_x[top + y].tolist()])
@@ -125,19 +130,20 @@ def frame_sums(a: Array, reference: Array, shifts: Shifts, phases: int) -> Sums:
                     for end in ends[top + y]:
                         down, along = rows - steps_y[top + y, start], slice(start, end)
                         np.subtract(
-                            row[y, along], table[along, :, down : down + rows], out=other[y, along]
+                            frame[y, along],
+                            table[along, :, down : down + rows],
+                            out=differ[y, along],
                         )
                         start = end
-                errors[here] = _squares(flat_other, some)
-                each = flat_other.reshape(many * width, -1)
+                errors[here] = _squares(flat, some)
                 sums["error"][layer, part] += np.einsum("fp,fp->p", each, each).reshape(
                     some, rows, columns
                 )
             means /= patches
-            sums["pivot"][of] = pivot[:, 0, 0]
+            sums["pivot"][of] = pivot
             sums["image_sum"][of] = means.sum(0)
             sums["image_squares"][of] = np.einsum("sf,sf->f", means, means)
-            for name, values in (("phase_sum", means + pivot[:, 0, 0]), ("phase_error", errors)):
+            for name, values in (("phase_sum", means + pivot), ("phase_error", errors)):
                 sums[name][found, layer, part] += np.add.reduceat(values[by_phase], starts)
     return sums
 

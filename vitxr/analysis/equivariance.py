@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -227,15 +228,17 @@ def _in_blocks(x: xr.DataArray, shifts: Shifts, count: Array) -> dict[str, Any]:
 
     a = x.variable.chunk({"patch_row": -1, "patch_col": -1}).data
     blocks = a.to_delayed()
-    first_frames, sums_of, merged, summed = (
-        dask.delayed(f, pure=True) for f in (_first_frames, frame_sums, merge, summary)
+    first_frames, merged, summed = (
+        dask.delayed(f, pure=False) for f in (_first_frames, merge, summary)
     )
     ends = [np.cumsum((0, *c)) for c in a.chunks]
     # What each shift is, for each block of shifts.
-    parts: dict[tuple[int, ...], Any] = {
-        (j, k): tuple(s[ends[1][j] : ends[1][j + 1], ends[2][k] : ends[2][k + 1]] for s in shifts)
-        for j, k in np.ndindex(*blocks.shape[1:3])
-    }
+    sums_of: dict[tuple[int, ...], Any] = {}
+    for j, k in np.ndindex(*blocks.shape[1:3]):
+        y, z = (slice(e[at], e[at + 1]) for e, at in zip(ends[1:3], (j, k), strict=True))
+        part = (shifts[0][y, z], shifts[1][y, z], shifts[2][y, z])
+        kernel = functools.partial(frame_sums, shifts=part, phases=len(count))
+        sums_of[j, k] = dask.delayed(kernel, pure=False)
 
     def add_up(tasks: list[Any], same_images: bool) -> Any:
         while len(tasks) > 1:
@@ -251,8 +254,8 @@ def _in_blocks(x: xr.DataArray, shifts: Shifts, count: Array) -> dict[str, Any]:
         for i in range(blocks.shape[0]):
             reference = first_frames(blocks[i, 0, 0, layer, maps, 0, 0])
             sums = [
-                sums_of(blocks[i, j, k, layer, maps, 0, 0], reference, part, len(count))
-                for (j, k), part in parts.items()
+                kernel(blocks[i, j, k, layer, maps, 0, 0], reference)
+                for (j, k), kernel in sums_of.items()
             ]
             of_images.append(add_up(sums, True))
         done[layer, maps] = summed(add_up(of_images, False), count, int(shifts[-1][0, 0]))
