@@ -506,3 +506,37 @@ def test_a_relative_path_outlives_a_change_of_folder(stim, model, tmp_path, monk
     ds = extract(stim, model, layers=0, store="run.zarr")
     monkeypatch.chdir("/")
     assert np.isfinite(ds["activation"]).all().compute()
+
+
+def _trained(module):
+    torch.nn.functional.cross_entropy(
+        module(torch.ones(1, 3, 32, 48)).logits, torch.tensor([0])
+    ).backward()
+    torch.optim.SGD(module.parameters(), lr=0.1).step()
+
+
+def _exchanged(module):
+    last = module.vit.layernorm
+    last.weight = torch.nn.Parameter(last.weight.detach().clone())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _trained,
+        _exchanged,
+        lambda module: module.load_state_dict(module.state_dict()),
+        lambda module: module.to(torch.bfloat16),
+    ],
+    ids=["trained", "exchanged", "loaded", "cast"],
+)
+def test_weights_that_change_before_a_lazy_result_is_computed(stim, change):
+    module = make_vit(patch_size=(8, 16))
+    ds = extract(stim, vitxr.load_model(module), layers=[0], shifts=None)
+    before = ds.compute()
+    xr.testing.assert_identical(ds.compute(), before)
+    module.train().eval()
+    xr.testing.assert_identical(ds.compute(), before)
+    change(module)
+    with pytest.raises(ModelError, match=r"changed after extract was called.*\.load\(\)"):
+        ds.compute()

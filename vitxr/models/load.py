@@ -15,7 +15,7 @@ from vitxr.errors import ArgumentError, DependencyError, ModelError
 from vitxr.models import timm
 from vitxr.models.backbone import Backbone, from_module
 from vitxr.models.folder import load_folder, processor_given, processor_of
-from vitxr.models.identity import duplicate
+from vitxr.models.identity import duplicate, versions
 from vitxr.models.locate import BUNDLED, locate
 from vitxr.models.preprocess import Preprocess, output_size
 from vitxr.models.structure import Adapter, pair, tower
@@ -160,6 +160,7 @@ class Reference:
     def __init__(self, model: Backbone, fingerprint: str):
         self._model: Backbone | None = model
         self._load = None if model.spec is None or model.hooks() else (*model.spec, fingerprint)
+        self._versions = versions(model.module)
         #: Frames a pass may have, once the device's memory has turned out to be too small for more.
         self.limit: int | None = None
 
@@ -169,6 +170,12 @@ class Reference:
             assert self._load is not None
             with _loading:  # or threads that come together would load one each
                 return _load_once(*self._load)
+        if self._versions and versions(self._model.module) != self._versions:
+            raise ModelError(
+                "the model's weights were changed after extract was called, and this lazy result is "
+                "computed only now. Call extract again, or .load() its results before the weights "
+                "change."
+            )
         return self._model
 
     def on(self, device: str) -> Reference:
@@ -177,12 +184,13 @@ class Reference:
         twin.limit = None
         twin._load = self._load and (*self._load[:2], device, *self._load[3:])
         twin._model = None if twin._load else self.model().to(device)
+        twin._versions = []
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
         # Sent whole only where no other process can load it by name.
         model = self._model if self._load is None else None
-        return {"_model": model, "_load": self._load, "limit": None}
+        return {"_model": model, "_load": self._load, "limit": None, "_versions": []}
 
 
 @functools.lru_cache(maxsize=2)
