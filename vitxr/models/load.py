@@ -172,9 +172,9 @@ class Reference:
                 return _load_once(*self._load)
         if self._versions and versions(self._model.module) != self._versions:
             raise ModelError(
-                "the model's weights were changed after extract was called, and this lazy result is "
-                "computed only now. Call extract again, or .load() its results before the weights "
-                "change."
+                "the model's weights were changed after extract was called, and this lazy result "
+                "is computed only now. Call extract again, or .load() its results before the "
+                "weights change."
             )
         return self._model
 
