@@ -1,5 +1,7 @@
 """The catalog of models, what a name that is not known is told, and the cost of a pass."""
 
+import re
+
 import pytest
 from conftest import make_vit
 
@@ -15,11 +17,12 @@ from vitxr.models.cost import operations, seconds  # noqa: E402
 
 
 def test_every_row_is_whole():
-    keys = ["id", "family", "licence", "input", "patch", "layers", "channels", "heads"]
+    keys = ["id", "revision", "family", "licence", "input", "patch", "layers", "channels", "heads"]
     keys += ["prefix", "expect"]
     prefixes = {f.name: f.prefix for f in FAMILIES}
     for name, row in known_models().items():
         assert list(row) == keys, name
+        assert re.fullmatch(r"main|refs/pr/\d+|[0-9a-f]{40}", row["revision"])
         assert row["channels"] % row["heads"] == 0
         assert row["input"] // row["patch"] > 6
         # As the tested small model of the family has them, whose registers are fewer or more.

@@ -207,8 +207,9 @@ def models() -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        ``family``, ``licence``, ``input`` and ``patch`` (pixels), ``layers``, ``channels``,
-        ``heads``, ``prefix`` (tokens before the patches), ``expect`` (what to know before).
+        ``revision`` (a commit, a pull request, or main, the newest), ``family``, ``licence``,
+        ``input`` and ``patch`` (pixels), ``layers``, ``channels``, ``heads``, ``prefix`` (tokens
+        before the patches), ``expect`` (what to know before).
 
     Examples
     --------

@@ -68,7 +68,7 @@ def load_folder(
             f"model {name!r} has no safetensors weights in {folder}; vitxr loads no pickled "
             "weights (.bin, .pth), which can run code. Where you trust them, load them with "
             "transformers, save_pretrained(FOLDER), and load_model('FOLDER'); a hub model may have "
-            "them in a pull request: revision='refs/pr/1'."
+            "them in a pull request, which its page lists: revision='refs/pr/1'."
         )
     if timm.is_config(config_json):
         return timm.load(folder, config_json, name, size)

@@ -49,7 +49,8 @@ def load_model(
         by ``timm.models.save_for_hf``; or a torch module in memory, which is used as it is
         and never changed. Of a model of images and texts, the image tower is taken.
     revision
-        Branch, tag or commit of a hub model. The commit it meant is recorded.
+        Branch, tag or commit of a hub model; ``"main"`` is the newest. Where it is not given,
+        that of ``vitxr/catalogs/models.yaml``, or the newest. The commit it meant is recorded.
     device
         ``"auto"`` (a CUDA device if there is one, else the CPU; a module in memory
         stays where it is), or a torch device name.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vitxr.errors import ModelError
 from vitxr.models import timm
-from vitxr.models.catalog import hint
+from vitxr.models.catalog import hint, known_models
 
 __all__ = ["BUNDLED", "locate"]
 
@@ -35,6 +35,7 @@ def locate(name: str, revision: str | None) -> tuple[Path, str]:
             f"no model folder at {name!r}: expected a folder written by save_pretrained, with "
             "config.json and model.safetensors."
         )
+    revision = revision or known_models().get(name, {}).get("revision")
     if name.startswith(timm.PREFIX):
         return _snapshot(timm.hub_id(name), revision)
     if "/" not in name:
