@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -41,6 +41,8 @@ class Family:
     grid: tuple[int, int] = (4, 6)
     #: Class of the image processor, and its settings.
     processor: tuple[str, dict[str, Any]] | None = None
+    #: Of a block: projections to queries, keys, values and out; the last layer of its MLP.
+    parts: tuple[str, ...] = ()
     #: Whether a call for another image size has to ask for it.
     asks: bool = True
     #: What transformers' own call needs besides the pixels.
@@ -116,6 +118,10 @@ def _siglip(size: Any) -> Any:
     return tf.SiglipModel(tf.SiglipConfig(text_config=TEXT, vision_config=vision))
 
 
+def _siglip_vision(size: Any) -> Any:
+    return tf.SiglipVisionModel(_config("SiglipVisionConfig", size))
+
+
 def _siglip2(_size: Any) -> Any:
     return tf.Siglip2VisionModel(tf.Siglip2VisionConfig(**SMALL, num_patches=16))
 
@@ -131,6 +137,18 @@ SIZE = {"height": 32, "width": 48}
 VIT = ("ViTImageProcessor", {"size": SIZE})
 SQUARE = {"size": {"height": 32, "width": 32}}
 CROP = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}}
+
+_NEW = (*(f"attention.{name}_proj" for name in "qkvo"), "mlp.fc2")
+_OPENAI = (*(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")), "mlp.fc2")
+_OLD = (
+    *(f"attention.attention.{name}" for name in ("query", "key", "value")),
+    "attention.output.dense", "output.dense",
+)  # fmt: skip
+_PARTS = {
+    "DINOv3 ViT": (*_NEW[:4], "mlp.down_proj"), "CLIP": _OPENAI, "CLIP vision": _OPENAI,
+    "SigLIP": _OPENAI, "SigLIP vision": _OPENAI, "SigLIP2 NaFlex": _OPENAI,
+    "Data2Vec vision": _OLD,
+}  # fmt: skip
 
 FAMILIES = [
     Family("ViT", _vit, ("class",), ("cls_token",), processor=VIT),
@@ -171,6 +189,7 @@ FAMILIES = [
         ("CLIPImageProcessor", CROP),
     ),
     Family("SigLIP", _siglip, (), (), (4, 4), ("SiglipImageProcessor", SQUARE)),
+    Family("SigLIP vision", _siglip_vision, (), (), (4, 4), ("SiglipImageProcessor", SQUARE)),
     Family(
         "SigLIP2 NaFlex", _siglip2, (), (), (4, 4),
         ("Siglip2ImageProcessor", {"patch_size": 8, "max_num_patches": 16}), asks=False,
@@ -180,6 +199,7 @@ FAMILIES = [
         ("BeitImageProcessor", {**SQUARE, "do_center_crop": False}),
     ),
 ]  # fmt: skip
+FAMILIES = [replace(family, parts=_PARTS.get(family.name, _NEW)) for family in FAMILIES]
 
 
 def random_weights(module: Any) -> Any:

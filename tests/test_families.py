@@ -20,6 +20,7 @@ import vitxr  # noqa: E402
 from vitxr.errors import ModelError  # noqa: E402
 from vitxr.models import Preprocess  # noqa: E402
 from vitxr.models.capture import capture  # noqa: E402
+from vitxr.models.sites import find_sites  # noqa: E402
 
 WITH_PREFIX = [f for f in FAMILIES if f.prefix]
 #: Two have classes by their own class, not by its title alone.
@@ -42,7 +43,7 @@ class Case:
         self.batch = pixels(family.size)
         self.layers = range(len(self.model.blocks))
 
-    def reference(self, folder=None, batch=None, **options):
+    def reference(self, folder=None, batch=None, hooked=None, **options):
         """Transformers' own output, by its own loading and arguments."""
         batch = self.batch if batch is None else batch
         title = type(self.model.module).__name__
@@ -50,6 +51,8 @@ class Case:
             folder or self.folder, attn_implementation="eager"
         )
         options |= self.family.reference(own, batch)
+        if hooked is not None:
+            hooked(own)
         with torch.inference_mode():
             if self.family.name == "SigLIP2 NaFlex":
                 batch, extra = packed(batch)
@@ -109,14 +112,20 @@ def test_structure(cases, family):
 @every()
 def test_block_output(cases, family):
     case = cases(family)
-    got = capture(case.model, case.batch, case.layers, ["activation", "embedding"])
+    got = capture(case.model, case.batch, case.layers, ["activation"])
     own = case.reference()
-    close(got["embedding"], on_grid(own.hidden_states[0].numpy(), case.model))
     for layer in case.layers:
         hidden = own.hidden_states[layer + 1].numpy()
         close(got["activation"][:, layer], on_grid(hidden, case.model))
     # Blocks differ, so that a shift by one would be seen.
     assert np.abs(np.diff(got["activation"], axis=1)).max() > 0.05
+
+
+@every()
+def test_embedding(cases, family):
+    case = cases(family)
+    got = capture(case.model, case.batch, case.layers, ["embedding"])["embedding"]
+    close(got, on_grid(case.reference().hidden_states[0].numpy(), case.model))
 
 
 @every(WITH_PREFIX)
@@ -178,6 +187,84 @@ def test_attention(cases, family):
     for layer in case.layers:
         close(got[:, layer], own[layer].numpy())
     close(got.sum(-1), 1)
+
+
+@pytest.fixture(scope="module")
+def inside(cases):
+    """What transformers' own layers take and give: {part: (inputs, outputs)}, one a block."""
+    seen = {}
+
+    def look(family):
+        if family.name in seen:
+            return seen[family.name]
+        case, found = cases(family), {part: ([], []) for part in family.parts}
+
+        def keep(kept):
+            def hook(_module, args, output):
+                kept[0].append(args[0])
+                kept[1].append(output)
+
+            return hook
+
+        def hooked(own):
+            for path in case.model.block_paths:
+                for part, kept in found.items():
+                    own.get_submodule(f"{path}.{part}").register_forward_hook(keep(kept))
+
+        case.reference(hooked=hooked)
+        return seen.setdefault(family.name, found)
+
+    return look
+
+
+def widths(tokens, model):
+    """On the grid: (frame, width, row, col)."""
+    return on_grid(tokens.numpy(), model)
+
+
+@every()
+def test_queries_keys_values(cases, inside, family):
+    case, found = cases(family), inside(family)
+    names = [f"attention_{what}" for what in ("query", "key", "value")]
+    got = capture(case.model, case.batch, case.layers, names)
+    for name, part in zip(names, family.parts, strict=False):
+        for layer in case.layers:
+            own = widths(found[part][1][layer], case.model)
+            own = own.reshape(len(own), 4, 8, *own.shape[2:])
+            ours = got[name][:, layer]
+            if family.name == "DINOv3 ViT" and name != "attention_value":
+                # They are rotated by their place: as long as before, and not the same.
+                close((ours**2).sum(2), (own**2).sum(2))
+                assert np.abs(ours - own).max() > 1e-2
+            else:
+                close(ours, own)
+
+
+@every()
+def test_attention_output(cases, inside, family):
+    case, found = cases(family), inside(family)
+    got = capture(case.model, case.batch, case.layers, ["attention_output"])["attention_output"]
+    for layer in case.layers:
+        close(got[:, layer], widths(found[family.parts[3]][1][layer], case.model))
+
+
+@every()
+def test_mlp_hidden(cases, inside, family):
+    case, found = cases(family), inside(family)
+    got = capture(case.model, case.batch, case.layers, ["mlp_hidden"])["mlp_hidden"]
+    for layer in case.layers:
+        close(got[:, layer], widths(found[family.parts[4]][0][layer], case.model))
+
+
+@every()
+def test_modules(cases, inside, family):
+    case, found = cases(family), inside(family)
+    first = case.model.block_paths[0]
+    pattern = f"{first.removesuffix('0')}{{layer}}.{family.parts[4]}"
+    sites = find_sites(case.model, list(case.layers), (), {"down": pattern})
+    got = capture(case.model, case.batch, case.layers, ["down"], sites=sites)["down"]
+    for layer in case.layers:
+        close(got[:, layer], widths(found[family.parts[4]][1][layer], case.model))
 
 
 @every(WITH_CLASSES)
@@ -245,13 +332,22 @@ def test_preprocessing_given_with_a_module(cases, family):
 
 @every()
 def test_other_image_sizes(cases, family, tmp_path):
-    case = cases(family)
+    check_size(cases(family), tmp_path, (48, 48))
+
+
+@every()
+def test_sides_that_differ(cases, family, tmp_path):
+    check_size(cases(family), tmp_path, (48, 64))
+
+
+def check_size(case, folder, size):
+    family = case.family
     # Interpolated positions are those of a square grid.
-    square = families.save(family, tmp_path, size=(32, 32))
-    model = vitxr.load_model(square, input_size=(48, 64))
-    assert model.grid == (6, 8)
+    square = families.save(family, folder, size=(32, 32))
+    model = vitxr.load_model(square, input_size=size)
+    assert model.grid == (size[0] // 8, size[1] // 8)
     assert model.prefix == family.prefix
-    batch = pixels((48, 64))
+    batch = pixels(size)
     got = capture(model, batch, case.layers, ["activation", "embedding"])
     options = {"interpolate_pos_encoding": True} if family.asks else {}
     own = case.reference(square, batch, **options).hidden_states
@@ -259,7 +355,7 @@ def test_other_image_sizes(cases, family, tmp_path):
     close(got["activation"][:, 2], on_grid(own[3].numpy(), model))
     assert model.fingerprint != vitxr.load_model(square).fingerprint or not family.asks
     image = np.zeros((50, 70, 3), np.uint8)
-    assert model.preprocess(image).shape == (3, 48, 64)
+    assert model.preprocess(image).shape == (3, *size)
 
 
 @every()
