@@ -81,6 +81,19 @@ def made(request, tmp_path_factory):
     return request.param, module, prefix, folder
 
 
+def models(*names):
+    """Some of the models, and no other."""
+    return pytest.mark.parametrize("made", names, indirect=True, scope="module")
+
+
+WITH_PREFIX = [name for name, (_, prefix) in MODELS.items() if prefix]
+WITH_CLASSES = [
+    "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "beit_base_patch16_224",
+    "vit_base_patch16_clip_224", "deit3_small_patch16_224",
+]  # fmt: skip
+SQUARE = [name for name, (options, _) in MODELS.items() if options["img_size"] != (32, 48)]
+
+
 def pixels(model, frames=2):
     generator = torch.Generator().manual_seed(1)
     return torch.rand((frames, 3, *model.input_size), generator=generator) * 2 - 1
@@ -101,23 +114,60 @@ def test_block_output(made):
         _, own = module.forward_intermediates(
             batch, indices=[0, 1, 2], return_prefix_tokens=True, output_fmt="NCHW"
         )
-    names = ["activation", *(["prefix"] if prefix else [])]
-    got = capture(model, batch, [0, 1, 2], names)
+    got = capture(model, batch, [0, 1, 2], ["activation"])
     for layer, output in enumerate(own):
-        maps, tokens = output if isinstance(output, tuple) else (output, None)
+        maps = output[0] if isinstance(output, tuple) else output
         close(got["activation"][:, layer], maps.numpy())
-        if prefix:
-            close(got["prefix"][:, layer], tokens.numpy())
+
+
+@models(*WITH_PREFIX)
+def test_prefix_tokens(made):
+    _, module, prefix, folder = made
+    model = vitxr.load_model(folder)
+    batch = pixels(model)
+    with torch.inference_mode():
+        _, own = module.forward_intermediates(batch, indices=[0, 2], return_prefix_tokens=True)
+    got = capture(model, batch, [0, 2], ["prefix"])["prefix"]
+    assert got.shape[2] == len(prefix)
+    for layer, (_, tokens) in enumerate(own):
+        close(got[:, layer], tokens.numpy())
+
+
+def test_embedding(made):
+    _, module, prefix, folder = made
+    model = vitxr.load_model(folder)
+    batch, entered = pixels(model), []
+
+    def keep(_module, args):
+        entered.append(args[0])
+
+    hook = module.blocks[0].register_forward_pre_hook(keep)
+    with torch.inference_mode():
+        module(batch)
+    hook.remove()
+    got = capture(model, batch, [0], ["embedding"])["embedding"]
+    own = entered[0][:, len(prefix) :].transpose(1, 2).unflatten(2, model.grid)
+    close(got, own.numpy())
 
 
 def test_a_module_in_memory_is_the_same(made):
     _, module, _, folder = made
     model = vitxr.load_model(module)
     assert model.fingerprint == vitxr.load_model(folder).fingerprint
-    if model.classes:
-        batch = pixels(model)
-        with torch.inference_mode():
-            close(capture(model, batch, [2], ["logits"])["logits"], module(batch).numpy())
+
+
+@models(*WITH_CLASSES)
+def test_classes(made):
+    _, module, _, folder = made
+    model = vitxr.load_model(folder)
+    assert len(model.classes) == module.num_classes > 1
+    batch = pixels(model)
+    with torch.inference_mode():
+        close(capture(model, batch, [2], ["logits"])["logits"], module(batch).numpy())
+
+
+def test_the_others_have_no_classes(made):
+    assert bool(vitxr.load_model(made[1]).classes) == (made[0] in WITH_CLASSES)
 
 
 @pytest.mark.parametrize("shape", [(50, 41), (30, 90), (24, 25)])
@@ -135,17 +185,27 @@ def test_preprocessing(made, shape):
 
 
 # What timm does to BEiT's biases warns; the numbers are compared below.
-@pytest.mark.filterwarnings("ignore:torch.searchsorted", "ignore:Using a non-tuple")
+RESIZED = pytest.mark.filterwarnings("ignore:torch.searchsorted", "ignore:Using a non-tuple")
+
+
+@RESIZED
+@models(*SQUARE)
 def test_other_image_sizes(made):
+    check_size(made, (6, 6))
+
+
+@RESIZED
+@models(*SQUARE)
+def test_sides_that_differ(made):
+    check_size(made, (4, 6))
+
+
+def check_size(made, grid):
     name, _, _, folder = made
     step = 14 if "14" in name else 16
-    size = (4 * step, 6 * step)
-    if MODELS[name][0]["img_size"] == (32, 48):
-        with pytest.raises(ModelError, match=r"made for images of 32 x 48 px.*square grids only"):
-            vitxr.load_model(folder, input_size=size)
-        return
+    size = (grid[0] * step, grid[1] * step)
     model = vitxr.load_model(folder, input_size=size)
-    assert model.grid == (4, 6)
+    assert model.grid == grid
     weights = str(folder / "model.safetensors")
     options = {**MODELS[name][0], "depth": 3, "img_size": size}
     own = timm.create_model(
@@ -156,6 +216,14 @@ def test_other_image_sizes(made):
         expected = own.eval().forward_intermediates(batch, indices=[2], intermediates_only=True)
     close(capture(model, batch, [2], ["activation"])["activation"][:, 0], expected[0].numpy())
     assert model.preprocess(np.zeros((90, 50, 3), np.uint8)).shape == (3, *size)
+
+
+@models("vit_tiny_patch16_224")
+def test_positions_of_another_grid_are_not_made_up(made):
+    """Made for sides that differ: its own size works, as everywhere here, and no other."""
+    assert vitxr.load_model(made[3]).grid == (2, 3)
+    with pytest.raises(ModelError, match=r"made for images of 32 x 48 px.*square grids only"):
+        vitxr.load_model(made[3], input_size=(64, 96))
 
 
 def test_what_is_not_one_grid_is_refused():
@@ -173,12 +241,6 @@ def test_what_is_not_one_grid_is_refused():
 def test_what_is_no_plain_vision_transformer_is_refused(name):
     with pytest.raises(ModelError, match=r"has no `blocks` with attention on one grid"):
         vitxr.load_model(timm.create_model(name))
-
-
-def test_patches_column_by_column_are_refused():
-    module = timm.create_model("xcit_nano_12_p16_224", depth=2, embed_dim=32, img_size=(32, 64))
-    with pytest.raises(ModelError, match=r"2 x 4 = 8 patches.*row by row"):
-        vitxr.load_model(module)
 
 
 def test_names(monkeypatch, made):

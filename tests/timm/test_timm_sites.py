@@ -10,7 +10,7 @@ from test_timm import MODELS, timm  # noqa: E402
 import vitxr  # noqa: E402
 from vitxr.errors import ModelError  # noqa: E402
 from vitxr.models.capture import capture  # noqa: E402
-from vitxr.models.sites import SITES  # noqa: E402
+from vitxr.models.sites import SITES, find_sites  # noqa: E402
 
 MORE = {
     "vit_small_patch14_reg4_dinov2 swiglu": {"img_size": 56, "swiglu": True},
@@ -42,7 +42,10 @@ def captured(request):
             block.register_forward_pre_hook(lambda _m, a, i=i: entered.update({i: a[0].numpy()}))
             for i, block in enumerate(model.blocks)
         ]
-        got = capture(model, batch, [0, 1], ["activation", *SITES])
+        patterns = {"down": "blocks.{layer}.mlp.fc2"}
+        sites = find_sites(model, [0, 1], SITES, patterns)
+        names = ["activation", *SITES, *patterns]
+        got = capture(model, batch, [0, 1], names, sites=sites)
         # Unfused, the weights pass through a module of their own.
         hooks += [
             block.attn.attn_drop.register_forward_hook(
@@ -72,6 +75,33 @@ def test_attention_is_timms_own(captured):
     for layer in range(2):
         close(got["attention"][:, layer], weights[layer])
     close(got["attention"].sum(-1), 1)
+
+
+def test_queries_and_keys(captured):
+    """By the fused projection and the norms after it; rotated ones are as long as before."""
+    model, entered, _, got = captured
+    for layer, block in enumerate(model.blocks):
+        attn = block.attn
+        fused = attn.qkv(block.norm1(entered[layer])).detach().chunk(3, dim=2)
+        bias = getattr(attn, "q_bias", None)  # BEiT adds its biases by hand
+        for what, value in zip(("query", "key"), fused[:2], strict=True):
+            value = value + (bias.detach() if bias is not None and what == "query" else 0)
+            value = value.unflatten(2, (model.heads, -1))
+            value = getattr(attn, f"{what[0]}_norm", torch.nn.Identity())(value).detach()
+            own = patches(model, value.flatten(2)).reshape(2, model.heads, -1, *model.grid)
+            ours = got[f"attention_{what}"][:, layer]
+            if getattr(model.module, "rope", None) is not None:
+                close((ours**2).sum(2), (own**2).sum(2))
+                assert abs(ours - own).max() > 1e-3
+            else:
+                close(ours, own)
+
+
+def test_modules(captured):
+    model, _, _, got = captured
+    for layer, block in enumerate(model.blocks):
+        hidden = torch.as_tensor(got["mlp_hidden"][:, layer]).movedim(1, -1)
+        close(got["down"][:, layer], block.mlp.fc2(hidden).movedim(-1, 1).detach())
 
 
 def test_values_and_output(captured):
