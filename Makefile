@@ -51,12 +51,12 @@ test-newest:  ## the store's tests with the newest zarr, xarray, dask; NEWER=pyt
 	$(VENV)-newest/bin/python -m pytest -p no:cacheprovider tests/test_store.py tests/test_shards.py tests/test_verify.py
 	$(VENV)-newest/bin/python -m pytest -p no:cacheprovider --confcutdir=tests/base tests/base
 
-check: $(VENV)/.installed  ## lint, format, types, links, doctests; warnings are errors
+check: $(VENV)/.installed $(VENV)-timm/.installed  ## lint, format, types, links, doctests; warnings are errors
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python scripts/vocabulary.py --check
-	OMP_NUM_THREADS=1 $(BIN)/python scripts/families.py --check
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/families.py --check --timm $(VENV)-timm
 	$(BIN)/python scripts/check_links.py README.md CONTRIBUTING.md docs
 	$(PYTEST) --doctest-modules vitxr
 

@@ -2,7 +2,7 @@
 
     python examples/compare_families.py          # three small models made here, no network
     python examples/compare_families.py photos/ google/vit-base-patch16-224 \
-        facebook/dinov2-with-registers-base openai/clip-vit-base-patch16
+        facebook/dinov2-with-registers-base google/siglip-base-patch16-224
 
 Each model has its own input size, patch grid and prefix tokens; the shift is the same share of the
 image in all of them. Writes a store for each model into --output, and prints how alike the models

@@ -1,6 +1,8 @@
 """The catalog's rows against the models that transformers makes of them, without their weights."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,6 +136,21 @@ def test_a_row_is_what_transformers_defaults_say(name):
     found = (config.num_hidden_layers, config.hidden_size, config.num_attention_heads)
     assert found == (row["layers"], row["channels"], row["heads"])
     assert (config.patch_size, config.image_size) == (row["patch"], row["input"])
+
+
+def test_real_ids_of_the_pages_are_in_the_catalog():
+    root = Path(__file__).parent.parent
+    pages = [root / "README.md", *root.glob("docs/**/*.md"), *root.glob("examples/*.py")]
+    named = {
+        found
+        for page in pages
+        for found in re.findall(
+            r"\b(?:google|facebook|openai|microsoft)/[a-z0-9_-]*\d[a-z0-9_-]*",
+            page.read_text("utf-8"),
+        )
+    }
+    assert named
+    assert named <= set(known_models())
 
 
 def test_a_rows_revision_is_loaded_where_none_is_given(monkeypatch, tmp_path):

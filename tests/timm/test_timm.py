@@ -53,7 +53,8 @@ timm = pytest.importorskip("timm")
 
 REGISTERS = ("class", *(f"register_{i}" for i in range(4)))
 MODELS = {
-    "vit_tiny_patch16_224": ({"img_size": (32, 48)}, ("class",)),
+    "vit_tiny_patch16_224": ({"img_size": 64}, ("class",)),
+    "vit_tiny_patch16_224 32x48": ({"img_size": (32, 48)}, ("class",)),
     "vit_small_patch14_reg4_dinov2": ({"img_size": 56}, REGISTERS),
     "deit_tiny_distilled_patch16_224": ({"img_size": 64}, ("class", "distillation")),
     "beit_base_patch16_224": ({"img_size": 64, "embed_dim": 48, "num_heads": 4}, ("class",)),
@@ -70,7 +71,7 @@ def made(request, tmp_path_factory):
     options = {**options, "depth": 3}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = timm.create_model(request.param, **options).eval()
+        module = timm.create_model(request.param.partition(" ")[0], **options).eval()
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
         for parameter in module.parameters():
@@ -88,8 +89,8 @@ def models(*names):
 
 WITH_PREFIX = [name for name, (_, prefix) in MODELS.items() if prefix]
 WITH_CLASSES = [
-    "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "beit_base_patch16_224",
-    "vit_base_patch16_clip_224", "deit3_small_patch16_224",
+    "vit_tiny_patch16_224", "vit_tiny_patch16_224 32x48", "deit_tiny_distilled_patch16_224",
+    "beit_base_patch16_224", "vit_base_patch16_clip_224", "deit3_small_patch16_224",
 ]  # fmt: skip
 SQUARE = [name for name, (options, _) in MODELS.items() if options["img_size"] != (32, 48)]
 
@@ -218,7 +219,7 @@ def check_size(made, grid):
     assert model.preprocess(np.zeros((90, 50, 3), np.uint8)).shape == (3, *size)
 
 
-@models("vit_tiny_patch16_224")
+@models("vit_tiny_patch16_224 32x48")
 def test_positions_of_another_grid_are_not_made_up(made):
     """Made for sides that differ: its own size works, as everywhere here, and no other."""
     assert vitxr.load_model(made[3]).grid == (2, 3)
