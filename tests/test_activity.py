@@ -254,3 +254,31 @@ def test_refusals():
         ds.vit.map_table(shuffles=0)
     with pytest.raises(DataError, match="has no `activation`"):
         ds.drop_vars("activation").vit.population_sparseness()
+
+
+def test_stores_that_are_not_whole_are_refused():
+    ds = random()
+    partly = ds.assign_coords(written=(("image", "shift_y"), np.arange(14).reshape(7, 2) != 3))
+    partly["activation"] = partly.activation.where(partly.written)
+    for run in (partly.vit.map_table, partly.vit.class_activity):
+        with pytest.raises(DataError, match=r"not written yet.*has the images that are"):
+            run()
+    s = partly.vit.population_sparseness().drop_vars("written")
+    xr.testing.assert_allclose(
+        s, ds.vit.population_sparseness().where(partly.written.drop_vars("written"))
+    )
+
+
+def test_any_variable_on_the_patch_grid():
+    ds = random()
+    more = ds.assign(mlp_hidden=ds.activation.rename(feature_map="hidden_unit") + 1)
+    same = ds.assign(activation=ds.activation + 1)
+    table = more.vit.map_table(variable="mlp_hidden")
+    assert table.attrs["variable"] == "mlp_hidden"
+    for name, values in same.vit.map_table().data_vars.items():
+        np.testing.assert_array_equal(table[name].values, values.values)
+    for a, b in (
+        (more.vit.class_activity("mlp_hidden"), same.vit.class_activity()),
+        (more.vit.population_sparseness("mlp_hidden"), same.vit.population_sparseness()),
+    ):
+        np.testing.assert_allclose(a, b)

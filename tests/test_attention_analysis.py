@@ -227,6 +227,25 @@ def test_queries_without_weight_on_patches_do_not_count():
     assert np.isnan(attention_distance(synthetic(weights))).all()
 
 
+def test_nan_is_in_all_that_it_is_part_of():
+    """As of a store that is not whole."""
+    weights = softmax(0, (2, 3, 7, 7))
+    weights[1, 0, 4] = np.nan
+    ds = synthetic(weights)
+    for result in (attention_distance(ds), attention_entropy(ds)):
+        where = np.isnan(result.values).reshape(2, 3)
+        assert where.tolist() == [[False] * 3, [True, False, False]]
+    m = attention_map(ds, (1, 0))  # token 4
+    assert np.isnan(m.values).any(axis=(-2, -1)).ravel().tolist() == [False] * 3 + [
+        True,
+        False,
+        False,
+    ]
+    lost = ~mass_mask(m).any(("patch_row", "patch_col"))
+    assert lost.values.ravel().tolist() == [False] * 3 + [True, False, False]
+    assert np.isnan(attention_rollout(ds.isel(layer=[1]), None)).any()
+
+
 def test_entropy_is_scipys(att, theirs):
     from scipy.stats import entropy
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vitxr
-from vitxr.errors import ArgumentError, DataError
+from vitxr.errors import DataError
 from vitxr.names import LATTICE, validate
 from vitxr.stimuli.shifts import ShiftGrid, no_shifts
 
@@ -349,6 +349,65 @@ def test_constant_maps_and_single_images_are_nan():
     assert np.isnan(e.invariance).all()
 
 
+def test_any_variable_on_the_patch_grid(stim, model):
+    """Attention output, MLP, queries of a head, a module with and without layers."""
+    ds = vitxr.extract(
+        stim, model, [0, 2], ShiftGrid(8), preprocess="raw",
+        variables=("attention_output", "mlp_hidden", "attention_query", "embedding"),
+        modules={"gate": "vit.layers.{layer}.mlp.fc1", "patch": "vit.embeddings"},
+    ).compute()  # fmt: skip
+    query = ds.sel(head=1)
+    for name, of in (
+        ("attention_output", ds), ("mlp_hidden", ds), ("attention_query", query), ("gate", ds),
+        ("patch", ds),
+    ):  # fmt: skip
+        x = (
+            of[name]
+            .rename(
+                {
+                    d: "feature_map"
+                    for d in of[name].dims
+                    if d in {"hidden_unit", "head_channel", "gate_unit", "patch_unit"}
+                }
+            )
+            .drop_vars("head", errors="ignore")
+        )
+        if "layer" not in x.dims:
+            x = x.expand_dims("layer", 3)
+        same = x.rename("activation").to_dataset().assign_attrs(ds.attrs)
+        e, true = of.vit.equivariance(name), same.vit.equivariance()
+        assert ("layer" in e.dims) == (name != "patch")
+        for result in RESULTS:
+            np.testing.assert_allclose(e[result].values.ravel(), true[result].values.ravel())
+        assert e.attrs["variable"] == name
+        assert e.attrs.get("head") == (1 if name == "attention_query" else None)
+        back = of.vit.unshift(name)
+        assert back.name == name
+        np.testing.assert_array_equal(back.values.ravel(), same.vit.unshift().values.ravel())
+    # A block that happens to be selected is none of the embedding's.
+    assert "layer" not in ds.sel(layer=0).vit.equivariance("embedding").coords
+
+
+def test_stores_that_are_not_whole_are_refused():
+    ds = random()
+    partly = ds.assign_coords(written=(("image", "shift_y"), np.arange(18).reshape(3, 6) < 12))
+    partly["activation"] = partly.activation.where(partly.written)
+    with pytest.raises(DataError, match=r"`activation` is NaN where it is not written yet.*isel"):
+        partly.vit.equivariance()
+    whole = partly.isel(image=partly.written.all("shift_y").values)
+    xr.testing.assert_allclose(whole.vit.equivariance(), ds.isel(image=slice(2)).vit.equivariance())
+    assert np.isnan(partly.vit.unshift().isel(image=2)).all()
+    # NaN for another reason is in all that it is part of.
+    ds["activation"][1, 2, 1, 0, 1, 0, 0] = np.nan
+    e = ds.vit.equivariance()
+    for name in RESULTS:
+        of_map = np.isnan(e[name].isel(layer=0, feature_map=1))
+        # The mean over shifts of another phase does not see it.
+        assert of_map.any() if name == "phase_activity" else of_map.all(), name
+        ok = e[name].isel(feature_map=[0, 2])
+        assert np.isfinite(ok.dropna("phase_y", how="all") if "phase_y" in ok.dims else ok).any()
+
+
 def test_refusals():
     ds = random()
     wrong = ds.assign_coords(offset_y=ds.offset_y.assign_attrs(period=18))
@@ -370,7 +429,10 @@ def test_refusals():
         make(np.zeros((1, 1, 1, 1, 1, 2, 2)), no_shifts(), (4, 4)).vit.equivariance()
     with pytest.raises(DataError, match="has no `embedding`"):
         ds.vit.equivariance("embedding")
-    with pytest.raises(ArgumentError, match="variable='logits': expected one that lies on the"):
-        ds.vit.unshift("logits")
+    attention = ds.assign(
+        attention=(("image", "shift_y", "shift_x", "query"), np.zeros((3, 6, 4, 5)))
+    )
+    with pytest.raises(DataError, match=r"`attention` has dims .* which are not on the patch grid"):
+        attention.vit.unshift("attention")
     with pytest.raises(DataError, match="`activation` is empty along image"):
         ds.isel(image=[]).vit.unshift()

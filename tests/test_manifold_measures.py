@@ -188,6 +188,11 @@ def test_sampling_makes_one_pass_and_some_maps():
         (lambda t: sample_neurons(t, 10, 1), ArgumentError, "n is 10; 9 neurons"),
         (lambda t: sample_neurons(t - 1, 4), DataError, "negative or not finite"),
         (lambda t: sample_neurons(t * np.nan, 4), DataError, "negative or not finite"),
+        (
+            lambda t: sample_neurons(t.where(t.image != t.image[1]), 4),
+            DataError,
+            "negative or not finite",
+        ),
         (lambda t: sample_neurons(t.unstack("neuron"), 4), DataError, "labelled by feature_map"),
     ],
 )

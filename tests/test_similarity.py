@@ -413,6 +413,51 @@ def test_representations_that_are_all_the_same_are_nan():
         assert np.isfinite(result.sel(layer=[0, 4], other_layer=[0, 4])).all()
 
 
+def test_any_variable_on_the_patch_grid():
+    ds = make()
+    more = ds.assign(
+        mlp_hidden=ds.activation.rename(feature_map="hidden_unit") ** 2,
+        embedding=ds.activation.isel(layer=0, drop=True),
+    )
+    same = ds.assign(activation=ds.activation**2)
+    for run in (
+        lambda d, **of: d.vit.cka(**of),
+        lambda d, **of: d.vit.rsa(**of, across="shift"),
+        lambda d, **of: d.vit.rdm(**of).to_dataset(),
+    ):
+        found = run(more, variable="mlp_hidden")
+        assert found.attrs.get("variable", "mlp_hidden") == "mlp_hidden"
+        xr.testing.assert_allclose(found.drop_attrs(), run(same).drop_attrs())
+        one = run(more, variable="embedding")
+        assert one.sizes["layer"] == 1
+        first = run(ds.isel(layer=[0]))
+        for name in one.data_vars:
+            np.testing.assert_allclose(one[name], first[name])
+    with pytest.raises(DataError, match="the Dataset has no `attention_output`"):
+        ds.vit.cka(variable="attention_output")
+
+
+def test_what_is_missing():
+    """NaN of a store that is not whole is refused, or NaN for the images and all with them."""
+    ds = make()
+    written = xr.DataArray(np.ones((7, 2), bool), dims=("image", "shift_y"))
+    written[5, 1] = False
+    partly = ds.assign_coords(written=written)
+    partly["activation"] = partly.activation.where(partly.written)
+    for run in (partly.vit.cka, partly.vit.rsa, lambda: ds.vit.cka(partly)):
+        with pytest.raises(DataError, match=r"is NaN where it is not written yet.*has the images"):
+            run()
+    d, whole = partly.vit.rdm(), ds.vit.rdm()
+    lost = (d.image == "i5") | (d.other_image == "i5")
+    assert np.isnan(d.isel(shift_y=1).where(lost, drop=False)).all()
+    kept = ~(lost & (d.shift_y == 1))
+    xr.testing.assert_allclose(d.drop_vars("written"), whole.where(kept))
+    ds["activation"][2, 0, 0, 1] = np.nan
+    for result in (ds.vit.cka().cka, ds.vit.rsa().rsa):
+        assert np.isnan(result.sel(layer=2)).all()
+        assert np.isfinite(result.sel(layer=[0, 4], other_layer=[0, 4])).all()
+
+
 def test_refusals(monkeypatch):
     ds = make()
     with pytest.raises(ArgumentError, match="across='image': expected 'layer' or 'shift'"):

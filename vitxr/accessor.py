@@ -160,6 +160,7 @@ class VitDataset(_Hints):
         batch_size: int = 32,
         shuffles: int = 20,
         random_state: int = 0,
+        variable: str = "activation",
     ) -> xr.Dataset:
         """Linear CKA between layers or shifts, of this Dataset or with another one.
 
@@ -168,7 +169,7 @@ class VitDataset(_Hints):
         """
         from vitxr.analysis import cka
 
-        return cka(self._ds, other, across, unbiased, batch_size, shuffles, random_state)
+        return cka(self._ds, other, across, unbiased, batch_size, shuffles, random_state, variable)
 
     def rsa(
         self,
@@ -177,6 +178,7 @@ class VitDataset(_Hints):
         metric: Literal["correlation", "euclidean"] = "correlation",
         shuffles: int = 20,
         random_state: int = 0,
+        variable: str = "activation",
     ) -> xr.Dataset:
         """Rank correlation of dissimilarities between images, between layers or shifts.
 
@@ -185,18 +187,24 @@ class VitDataset(_Hints):
         """
         from vitxr.analysis import rsa
 
-        return rsa(self._ds, other, across, metric, shuffles, random_state)
+        return rsa(self._ds, other, across, metric, shuffles, random_state, variable)
 
-    def rdm(self, metric: Literal["correlation", "euclidean"] = "correlation") -> xr.DataArray:
+    def rdm(
+        self,
+        metric: Literal["correlation", "euclidean"] = "correlation",
+        variable: str = "activation",
+    ) -> xr.DataArray:
         """Dissimilarities between images, (image, shift_y, shift_x, layer, other_image).
 
         See :func:`vitxr.analysis.rdm`.
         """
         from vitxr.analysis import rdm
 
-        return rdm(self._ds, metric)
+        return rdm(self._ds, metric, variable)
 
-    def map_table(self, shuffles: int = 100, random_state: int = 0) -> xr.Dataset:
+    def map_table(
+        self, shuffles: int = 100, random_state: int = 0, variable: str = "activation"
+    ) -> xr.Dataset:
         """What each feature map cares about: sparseness, image, shift, class.
 
         All (layer, feature_map); ``.to_dataframe()`` sorts and filters. See
@@ -204,25 +212,25 @@ class VitDataset(_Hints):
         """
         from vitxr.analysis import map_table
 
-        return map_table(self._ds, shuffles, random_state)
+        return map_table(self._ds, shuffles, random_state, variable)
 
-    def class_activity(self) -> xr.DataArray:
+    def class_activity(self, variable: str = "activation") -> xr.DataArray:
         """Mean activity of each map for each class, (layer, feature_map, label). Lazy.
 
         See :func:`vitxr.analysis.class_activity`.
         """
         from vitxr.analysis import class_activity
 
-        return class_activity(self._ds)
+        return class_activity(self._ds, variable)
 
-    def population_sparseness(self) -> xr.DataArray:
+    def population_sparseness(self, variable: str = "activation") -> xr.DataArray:
         """How few of a layer's maps are active for a frame, (image, shift_y, shift_x, layer). Lazy.
 
         See :func:`vitxr.analysis.population_sparseness`.
         """
         from vitxr.analysis import population_sparseness
 
-        return population_sparseness(self._ds)
+        return population_sparseness(self._ds, variable)
 
     def embed(
         self,

@@ -12,7 +12,7 @@ from vitxr.errors import ArgumentError, DataError
 from vitxr.extract.ranking import rank_channels
 from vitxr.names import NEURON, SHIFT, VARIABLES, provenance, unit_dims, unwritten
 
-__all__ = ["activity", "neuron_matrix", "neuron_tensor"]
+__all__ = ["activity", "maps_of", "neuron_matrix", "neuron_tensor", "whose"]
 
 Ranking = Literal["first_frame", "mean"]
 FeatureMaps = int | Sequence[int] | None
@@ -108,7 +108,7 @@ def neuron_tensor(
     what = ["rectified"] * rectify + ["normalised"] * normalize
     x.attrs = {
         **provenance(ds.attrs),
-        **_whose(ds, variable),
+        **whose(ds, variable),
         "units": "1",
         "long_name": " ".join([f"{variable},", *what]) if what else variable,
         **({} if layer is None else {"layer": int(layer)}),
@@ -195,20 +195,20 @@ def activity(ds: xr.Dataset, rectify: bool = True, variable: str = "activation")
     >>> ds.vit.activity().sizes["layer"]
     6
     """
-    x = _maps_of(ds, variable)
+    x = maps_of(ds, variable)
     x = x.clip(min=0) if rectify else x
     mean = x.mean(("patch_row", "patch_col"), dtype=np.float64, skipna=False)
     mean = mean.astype(x.dtype).rename("activity")
     mean.attrs = {
         **provenance(ds.attrs),
-        **_whose(ds, variable),
+        **whose(ds, variable),
         **VARIABLES["activity"].attrs,
         "long_name": f"mean over patches of the {'rectified ' * rectify}{variable}",
     }
     return mean
 
 
-def _whose(ds: xr.Dataset, variable: str) -> dict[str, Any]:
+def whose(ds: xr.Dataset, variable: str) -> dict[str, Any]:
     """Attributes that say whose maps they are."""
     head = {"head": int(ds["head"])} if "head" in _dims_of(ds[variable], variable) else {}
     return {"variable": variable, **head}
@@ -222,7 +222,7 @@ def _dims_of(x: xr.DataArray, variable: str) -> tuple[str, ...]:
     return ("image", *SHIFT, *layer, f"{variable}_unit", "patch_row", "patch_col")
 
 
-def _maps_of(ds: xr.Dataset, variable: str) -> xr.DataArray:
+def maps_of(ds: xr.Dataset, variable: str) -> xr.DataArray:
     """Take a variable with all its dims, its maps called ``feature_map``.
 
     What was selected by a scalar comes back as a dim, but for a head, which has to be.
@@ -261,7 +261,7 @@ def _maps_of(ds: xr.Dataset, variable: str) -> xr.DataArray:
 
 def _layer(ds: xr.Dataset, layer: int | None, drop_edge: int, variable: str) -> xr.DataArray:
     """Select one layer, mark the patches' distance to the border, drop the edge."""
-    x = _maps_of(ds, variable)
+    x = maps_of(ds, variable)
     known = variable in VARIABLES and "layer" in VARIABLES[variable].dims[0]
     if "layer" not in x.dims or (layer is None and not known and "layer" not in ds[variable].dims):
         if layer is not None:

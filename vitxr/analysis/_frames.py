@@ -9,36 +9,41 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from vitxr.errors import ArgumentError, DataError
-from vitxr.names import SHIFT, VARIABLES, order, validate
+from vitxr.errors import DataError
+from vitxr.names import SHIFT, unwritten
+from vitxr.tensors import maps_of
 
-__all__ = ["Rolls", "frames", "rolls"]
+__all__ = ["Rolls", "frames", "has_layers", "rolls", "written"]
 
 Array = npt.NDArray[Any]
 
-#: Variables that lie on the patch grid.
-ON_THE_GRID = ("activation", "embedding")
-
 
 def frames(ds: xr.Dataset, variable: str = "activation") -> xr.DataArray:
-    """Take a variable with all its dims: what was selected by a scalar comes back as one."""
-    if variable not in ON_THE_GRID:
-        raise ArgumentError(
-            f"variable={variable!r}: expected one that lies on the patch grid, "
-            f"{' or '.join(map(repr, ON_THE_GRID))}."
-        )
-    if variable not in ds:
-        validate(ds, require=[variable])
-    x = ds[variable]
-    for dim in VARIABLES[variable].dims[0]:
-        if dim not in x.dims and dim in x.coords:
-            x = x.expand_dims(dim)
-    x = x.transpose(*order(x.dims))
-    validate(xr.Dataset({variable: x.variable}))
+    """Take a variable with all its dims: what was selected by a scalar comes back as one.
+
+    Its maps are called ``feature_map``; what has no layers has one, without a number.
+    """
+    x = maps_of(ds, variable)
+    if "layer" not in x.dims:
+        x = x.expand_dims("layer", 3)
     if 0 in x.shape:
         empty = ", ".join(str(d) for d, n in x.sizes.items() if n == 0)
         raise DataError(f"`{variable}` is empty along {empty}: select at least one.")
     return x
+
+
+def has_layers(ds: xr.Dataset, variable: str) -> bool:
+    """Whether a variable is of blocks: the embedding output and some modules are not."""
+    return "layer" in maps_of(ds, variable).dims
+
+
+def written(x: xr.DataArray) -> None:
+    """Refuse what a store does not hold yet, where a result is of all images and shifts."""
+    remedy = unwritten(x, "ds")
+    if remedy:
+        raise DataError(
+            f"`{x.name}` is NaN where it is not written yet, and this takes all of it{remedy}."
+        )
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def dissimilarities(k: Array, features: int, metric: Metric) -> Array:
     else:
         with np.errstate(invalid="ignore", divide="ignore"):
             far = 1 - products / np.sqrt(squares[..., :, None] * squares[..., None, :])
-    far[..., np.arange(n), np.arange(n)] = 0
+    far[..., np.arange(n), np.arange(n)] = np.where(np.isnan(squares), np.nan, 0)
     return far
 
 

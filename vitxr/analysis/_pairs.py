@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from vitxr.analysis._frames import frames
+from vitxr.analysis._frames import frames, written
 from vitxr.errors import ArgumentError, DataError
 
 __all__ = ["Across", "pair"]
@@ -18,17 +18,19 @@ Across = Literal["layer", "shift"]
 
 
 def pair(
-    ds: xr.Dataset, other: xr.Dataset | None, across: Across
+    ds: xr.Dataset, other: xr.Dataset | None, across: Across, variable: str
 ) -> tuple[list[xr.DataArray], list[Array]]:
     """Take the activations of both, and where each has the images of the first."""
     if across not in get_args(Across):
         raise ArgumentError(f"across={across!r}: expected 'layer' or 'shift'.")
-    x = frames(ds)
+    x = frames(ds, variable)
+    written(x)
     n = x.sizes["image"]
     if other is None:
         arrays, orders = [x, x], [np.arange(n), np.arange(n)]
     else:
-        y = frames(other)
+        y = frames(other, variable)
+        written(y)
         arrays, orders = [x, y], [np.arange(n), _matched(x, y)]
         if across == "layer":
             for name in ("offset_y", "offset_x"):

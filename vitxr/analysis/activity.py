@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from vitxr.analysis._frames import frames
+from vitxr.analysis._frames import frames, written
 from vitxr.errors import ArgumentError, DataError
 from vitxr.names import SHIFT, VARIABLES, provenance
+from vitxr.tensors import whose
 
 __all__ = ["class_activity", "map_table", "population_sparseness"]
 
@@ -23,7 +24,9 @@ QUANTILE = 0.95
 _MAPS = ("layer", "feature_map")
 
 
-def map_table(ds: xr.Dataset, shuffles: int = 100, random_state: int = 0) -> xr.Dataset:
+def map_table(
+    ds: xr.Dataset, shuffles: int = 100, random_state: int = 0, variable: str = "activation"
+) -> xr.Dataset:
     r"""What each feature map cares about, a table with one row for each.
 
     With :math:`r_{is}` a map's activity for image :math:`i` and shift :math:`s`, the mean over
@@ -33,11 +36,14 @@ def map_table(ds: xr.Dataset, shuffles: int = 100, random_state: int = 0) -> xr.
     Parameters
     ----------
     ds
-        Dataset with ``activation``; the classes are its coordinate ``label``.
+        Dataset with ``variable``; the classes are its coordinate ``label``.
     shuffles
         How many times labels are permuted between images for the floors.
     random_state
         Seed of the permutations.
+    variable
+        Whose feature maps: "activation", "attention_output", "mlp_hidden", or any other on the
+        patch grid.
 
     Returns
     -------
@@ -71,7 +77,8 @@ def map_table(ds: xr.Dataset, shuffles: int = 100, random_state: int = 0) -> xr.
     ArgumentError
         If ``shuffles`` is out of range.
     DataError
-        If there is no ``activation``, or no coordinate ``label``.
+        If there is no ``variable``, no coordinate ``label``, or a store does not hold all of it
+        yet.
 
     References
     ----------
@@ -93,7 +100,7 @@ def map_table(ds: xr.Dataset, shuffles: int = 100, random_state: int = 0) -> xr.
     import dask
 
     _check_shuffles(shuffles)
-    x, labels, which = _labelled(ds)
+    x, labels, which = _labelled(ds, variable)
     r = _activity(x)
     frame, patch = ("image", *SHIFT), ("patch_row", "patch_col")
     responsive, by_image, by_shift, squares = dask.compute(
@@ -131,10 +138,11 @@ def map_table(ds: xr.Dataset, shuffles: int = 100, random_state: int = 0) -> xr.
         out[name] = (_MAPS, found[name])
         floor = np.quantile([one[name] for one in shuffled], QUANTILE, axis=0)
         out[f"{name}_floor"] = (_MAPS, floor)
-    for variable in out.data_vars:
-        out[variable].attrs = dict(VARIABLES[str(variable)].attrs)
+    for name in map(str, out.data_vars):
+        out[name].attrs = dict(VARIABLES[name].attrs)
     out.attrs = {
         **provenance(ds.attrs),
+        **whose(ds, variable),
         "images": x.sizes["image"],
         "shuffles": shuffles,
         "random_state": random_state,
@@ -143,13 +151,15 @@ def map_table(ds: xr.Dataset, shuffles: int = 100, random_state: int = 0) -> xr.
     return out
 
 
-def class_activity(ds: xr.Dataset) -> xr.DataArray:
+def class_activity(ds: xr.Dataset, variable: str = "activation") -> xr.DataArray:
     """Mean activity of each feature map for the images of each class.
 
     Parameters
     ----------
     ds
-        Dataset with ``activation`` and the coordinate ``label``.
+        Dataset with ``variable`` and the coordinate ``label``.
+    variable
+        As of :func:`map_table`.
 
     Returns
     -------
@@ -160,7 +170,8 @@ def class_activity(ds: xr.Dataset) -> xr.DataArray:
     Raises
     ------
     DataError
-        If there is no ``activation``, or no coordinate ``label``.
+        If there is no ``variable``, no coordinate ``label``, or a store does not hold all of it
+        yet.
 
     Examples
     --------
@@ -170,18 +181,20 @@ def class_activity(ds: xr.Dataset) -> xr.DataArray:
     >>> ds.vit.class_activity().sizes
     Frozen({'layer': 1, 'feature_map': 48, 'label': 10})
     """
-    x, labels, which = _labelled(ds)
+    x, labels, which = _labelled(ds, variable)
     share = np.zeros((len(labels), len(which)))
     share[which, np.arange(len(which))] = 1 / np.bincount(which)[which]
     by_image = _activity(x).mean(SHIFT, skipna=False)
     of_class = xr.DataArray(share, dims=("label", "image"), coords={"label": labels})
     out = xr.dot(of_class, by_image.drop_vars("label"), dim="image")
     out = out.transpose(*_MAPS, "label").rename("class_activity")
-    out.attrs = {**provenance(ds.attrs), **VARIABLES["class_activity"].attrs}
+    out.attrs = {
+        **provenance(ds.attrs), **whose(ds, variable), **VARIABLES["class_activity"].attrs
+    }  # fmt: skip
     return out
 
 
-def population_sparseness(ds: xr.Dataset) -> xr.DataArray:
+def population_sparseness(ds: xr.Dataset, variable: str = "activation") -> xr.DataArray:
     """How few of a layer's feature maps are active for a frame.
 
     ``(1 - mean(r)**2 / mean(r**2)) / (1 - 1 / n)`` over the n feature maps' activities r, means
@@ -190,7 +203,9 @@ def population_sparseness(ds: xr.Dataset) -> xr.DataArray:
     Parameters
     ----------
     ds
-        Dataset with ``activation`` of all feature maps, or of those that are meant.
+        Dataset with ``variable`` of all feature maps, or of those that are meant.
+    variable
+        As of :func:`map_table`.
 
     Returns
     -------
@@ -212,11 +227,13 @@ def population_sparseness(ds: xr.Dataset) -> xr.DataArray:
     >>> ds.vit.population_sparseness().dims
     ('image', 'shift_y', 'shift_x', 'layer')
     """
-    x = frames(ds)
+    x = frames(ds, variable)
     r = _activity(x)
     mean, squares = (v.mean("feature_map", skipna=False) for v in (r, r**2))
     out = sparseness(mean, squares, x.sizes["feature_map"]).rename("population_sparseness")
-    out.attrs = {**provenance(ds.attrs), **VARIABLES["population_sparseness"].attrs}
+    out.attrs = {
+        **provenance(ds.attrs), **whose(ds, variable), **VARIABLES["population_sparseness"].attrs
+    }  # fmt: skip
     return out
 
 
@@ -287,9 +304,10 @@ def _activity(x: xr.DataArray) -> xr.DataArray:
     return x.clip(min=0).mean(("patch_row", "patch_col"), dtype=np.float64, skipna=False)
 
 
-def _labelled(ds: xr.Dataset) -> tuple[xr.DataArray, Array, Array]:
+def _labelled(ds: xr.Dataset, variable: str) -> tuple[xr.DataArray, Array, Array]:
     """Take all frames, the classes in the order of their names, and the class of each image."""
-    x = frames(ds)
+    x = frames(ds, variable)
+    written(x)
     if "label" not in x.coords:
         raise DataError(
             "the Dataset has no coordinate label, the class of each image: "

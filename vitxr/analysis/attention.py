@@ -193,7 +193,7 @@ def mass_mask(values: xr.DataArray, mass: float = 0.6) -> xr.DataArray:
     -------
     xarray.DataArray
         ``mass_mask(..., patch_row, patch_col)``, bool; lazy if ``values`` is. A map without any
-        mass keeps no patch.
+        mass, or that holds NaN, keeps no patch.
 
     Raises
     ------
@@ -246,9 +246,10 @@ def patch_distances(grid: tuple[int, int], patch: Sequence[float] = (1, 1)) -> n
 def _mean_distance(weights: np.ndarray, apart: np.ndarray, prefix: int) -> np.ndarray:
     patches = weights[..., prefix:].astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
-        rows = np.einsum("...qk,qk->...q", patches, apart) / patches.sum(-1)
-        known = np.isfinite(rows)
-        return np.where(known, rows, 0).sum(-1) / known.sum(-1)
+        total = patches.sum(-1)
+        rows = np.einsum("...qk,qk->...q", patches, apart) / total
+        some = total != 0  # NaN, of what a store does not hold, stays
+        return np.where(some, rows, 0).sum(-1) / some.sum(-1)
 
 
 def _mean_entropy(weights: np.ndarray) -> np.ndarray:

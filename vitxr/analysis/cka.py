@@ -12,6 +12,7 @@ from vitxr.analysis._compared import check_counts, compared, labelled
 from vitxr.analysis._grams import batches, centred, products, u_centred
 from vitxr.analysis._pairs import Across, pair
 from vitxr.errors import ArgumentError, DataError
+from vitxr.tensors import whose
 
 __all__ = ["cka"]
 
@@ -26,6 +27,7 @@ def cka(
     batch_size: int = 32,
     shuffles: int = 20,
     random_state: int = 0,
+    variable: str = "activation",
 ) -> xr.Dataset:
     r"""Linear centred kernel alignment of representations.
 
@@ -44,7 +46,7 @@ def cka(
     Parameters
     ----------
     ds
-        Dataset with ``activation``.
+        Dataset with ``variable``.
     other
         Another one, of another model or store; ``ds`` itself by default. Its images are the same
         by name, and by ``sha256`` where both have it, in any order.
@@ -62,6 +64,9 @@ def cka(
         How many times images are permuted within their batch for the floors.
     random_state
         Seed of batches and permutations.
+    variable
+        Whose feature maps: "activation", "attention_output", a module's, or any other on the
+        patch grid.
 
     Returns
     -------
@@ -69,14 +74,15 @@ def cka(
         ``cka``, and of shuffled images ``cka_floor_mean`` and ``cka_floor_quantile`` (95 %):
         (layer, other_layer), or (shift_y, shift_x, layer, other_shift_y, other_shift_x). Computed
         at once, one block of the data in memory at a time. NaN where a representation is the same
-        for all images.
+        for all images or holds NaN.
 
     Raises
     ------
     ArgumentError
         If an option does not exist or is out of range, or the result would not fit in memory.
     DataError
-        If the images or shifts of the two differ, or there are fewer than 4 images.
+        If the images or shifts of the two differ, there are fewer than 4 images, or a store does
+        not hold all of them yet.
 
     References
     ----------
@@ -94,7 +100,7 @@ def cka(
     >>> bool(c.cka.sel(layer=0, other_layer=1) > c.cka.sel(layer=0, other_layer=5))
     True
     """
-    arrays, orders = pair(ds, other, across)
+    arrays, orders = pair(ds, other, across, variable)
     n = arrays[0].sizes["image"]
     check_counts(batch_size=(batch_size, 4), shuffles=(shuffles, 1))
     if n < 4:
@@ -130,5 +136,5 @@ def cka(
         found, shuffled = cross / unit, np.moveaxis(shuffled, -3, 0) / unit
     return labelled("cka", found, shuffled, arrays, across, (ds, ds if other is None else other), {
         "unbiased": int(unbiased), "batches": len(parts), "images": n, "shuffles": shuffles,
-        "random_state": random_state,
+        "random_state": random_state, **whose(ds, variable),
     })  # fmt: skip

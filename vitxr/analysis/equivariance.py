@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from vitxr.analysis._frames import frames, rolls
+from vitxr.analysis._frames import frames, has_layers, rolls, written
 from vitxr.analysis._rolled import frame_sums, merge, roll_back, summary
 from vitxr.errors import DataError
 from vitxr.names import SHIFT, VARIABLES, provenance
+from vitxr.tensors import whose
 
 __all__ = ["equivariance", "unshift"]
 
@@ -36,13 +37,15 @@ def unshift(ds: xr.Dataset, variable: str = "activation") -> xr.DataArray:
     ds
         Dataset with ``variable``, its offsets and their attribute ``period``.
     variable
-        "activation" or "embedding".
+        "activation", "embedding", "attention_output", a module's, or any other on the patch grid;
+        of queries, keys and values one head.
 
     Returns
     -------
     xarray.DataArray
-        The variable, same dims and dtype, with coordinates ``phase_y`` and ``phase_x`` in
-        pixels, of the dims of ``offset_y`` and ``offset_x``. Lazy if ``ds`` is.
+        The variable, of the same dtype and dims (maps are called ``feature_map``), with
+        coordinates ``phase_y`` and ``phase_x`` in pixels, of the dims of ``offset_y`` and
+        ``offset_x``. Lazy if ``ds`` is.
 
     Raises
     ------
@@ -59,7 +62,7 @@ def unshift(ds: xr.Dataset, variable: str = "activation") -> xr.DataArray:
     >>> back.offset_y.values[:5], back.phase_y.values[:5]  # patches of 4 px
     (array([ 0,  3,  6,  9, 12]), array([ 0, -1, -2,  1,  0]))
     """
-    x = frames(ds, variable)
+    x, layered = frames(ds, variable), has_layers(ds, variable)
     by = rolls(ds, x, relative=False)
     at = x.dims.index("shift_y")
     shape = tuple(x.sizes[d] if d in SHIFT else 1 for d in x.dims)
@@ -82,10 +85,11 @@ def unshift(ds: xr.Dataset, variable: str = "activation") -> xr.DataArray:
         out = out.assign_coords({name: (dims, part, VARIABLES[name].attrs)})
     out.attrs = {
         **provenance(ds.attrs),
+        **whose(ds, variable),
         **x.attrs,
-        "long_name": f"{VARIABLES[variable].meaning}, rolled back by the shift",
+        "long_name": f"{x.attrs.get('long_name', variable)}, rolled back by the shift",
     }
-    return out
+    return out if layered else out.isel(layer=0, drop=True)
 
 
 def equivariance(ds: xr.Dataset, variable: str = "activation") -> xr.Dataset:
@@ -109,7 +113,7 @@ def equivariance(ds: xr.Dataset, variable: str = "activation") -> xr.Dataset:
     ds
         Dataset with ``variable``, of two shifts or more.
     variable
-        "activation" or "embedding" (then results have no ``layer``).
+        As of :func:`unshift`. Results of one without layers, "embedding", have no ``layer``.
 
     Returns
     -------
@@ -141,7 +145,8 @@ def equivariance(ds: xr.Dataset, variable: str = "activation") -> xr.Dataset:
     Raises
     ------
     DataError
-        If a circular shift of the image is not a roll of the patch grid, or there is one shift.
+        If a circular shift of the image is not a roll of the patch grid, there is one shift, or a
+        store does not hold all of them yet.
 
     Notes
     -----
@@ -165,12 +170,11 @@ def equivariance(ds: xr.Dataset, variable: str = "activation") -> xr.Dataset:
     >>> e.equivariance_error.weighted(e.variance).mean("feature_map").dims  # of whole layers
     ('layer',)
     """
-    x = frames(ds, variable)
+    x, layered = frames(ds, variable), has_layers(ds, variable)
+    written(x)
     by = rolls(ds, x, relative=True)
     if by.steps_y.size < 2:
         raise DataError("one shift: equivariance compares two or more. Select more of the lattice.")
-    if "layer" not in x.dims:
-        x = x.expand_dims("layer", 3)
     phases_y, phases_x = np.unique(by.phase_y), np.unique(by.phase_x)
     # Which of all pairs of phases each shift has.
     phase = np.searchsorted(phases_y, by.phase_y) * len(phases_x)
@@ -199,11 +203,11 @@ def equivariance(ds: xr.Dataset, variable: str = "activation") -> xr.Dataset:
     out["phase_frames"] = (
         ("phase_y", "phase_x"), frames_of.reshape(grid), VARIABLES["phase_frames"].attrs,
     )  # fmt: skip
-    out.attrs = {**provenance(ds.attrs), "variable": variable}
+    out.attrs = {**provenance(ds.attrs), **whose(ds, variable)}
     for name in ("shift_scheme", "shift_step"):
         if name in ds.attrs:
             out.attrs[name] = ds.attrs[name]
-    return out.isel(layer=0, drop=True) if variable == "embedding" else out
+    return out if layered else out.isel(layer=0, drop=True)
 
 
 _PATCH = ("patch_row", "patch_col")

@@ -16,6 +16,7 @@ from vitxr.analysis._pairs import Across, pair
 from vitxr.analysis._walk import blocks, grams, room_for
 from vitxr.errors import ArgumentError, DataError
 from vitxr.names import SHIFT, VARIABLES, provenance
+from vitxr.tensors import whose
 
 __all__ = ["rdm", "rsa"]
 
@@ -29,6 +30,7 @@ def rsa(
     metric: Metric = "correlation",
     shuffles: int = 20,
     random_state: int = 0,
+    variable: str = "activation",
 ) -> xr.Dataset:
     """Representational similarity analysis: whether two tell the same images apart.
 
@@ -45,19 +47,23 @@ def rsa(
         How many times images are permuted for the floors.
     random_state
         Seed of the permutations.
+    variable
+        As of :func:`vitxr.analysis.cka`.
 
     Returns
     -------
     xarray.Dataset
         ``rsa``, ``rsa_floor_mean`` and ``rsa_floor_quantile`` (95 % of shuffled images), with dims
-        as of :func:`cka`. Computed at once. NaN where all dissimilarities are the same.
+        as of :func:`cka`. Computed at once. NaN where all dissimilarities are the same, or one
+        is NaN.
 
     Raises
     ------
     ArgumentError
         If an option does not exist or is out of range, or the result would not fit in memory.
     DataError
-        If the images or shifts of the two differ, or there are fewer than 4 images.
+        If the images or shifts of the two differ, there are fewer than 4 images, or a store does
+        not hold all of them yet.
 
     References
     ----------
@@ -74,7 +80,7 @@ def rsa(
     """
     _check_metric(metric)
     check_counts(shuffles=(shuffles, 1))
-    arrays, orders = pair(ds, other, across)
+    arrays, orders = pair(ds, other, across, variable)
     n = arrays[0].sizes["image"]
     if n < 4:
         raise DataError(f"{n} images: RSA compares the pairs of 4 or more.")
@@ -110,24 +116,30 @@ def rsa(
     found, shuffled = np.clip(cross, -1, 1), np.moveaxis(shuffled, -3, 0)
     return labelled("rsa", found, shuffled, arrays, across, (ds, ds if other is None else other), {
         "metric": metric, "images": n, "shuffles": shuffles, "random_state": random_state,
+        **whose(ds, variable),
     })  # fmt: skip
 
 
-def rdm(ds: xr.Dataset, metric: Metric = "correlation") -> xr.DataArray:
+def rdm(
+    ds: xr.Dataset, metric: Metric = "correlation", variable: str = "activation"
+) -> xr.DataArray:
     """Representational dissimilarity matrices: how differently two images are represented.
 
     Parameters
     ----------
     ds
-        Dataset with ``activation``. There is a matrix for each shift and layer: select first.
+        Dataset with ``variable``. There is a matrix for each shift and layer: select first.
     metric
         Over all feature maps and patches, "correlation": 1 - Pearson's correlation, from 0 to 2;
         "euclidean": the length of the difference.
+    variable
+        As of :func:`vitxr.analysis.cka`.
 
     Returns
     -------
     xarray.DataArray
         ``dissimilarity(image, shift_y, shift_x, layer, other_image)``, float64, computed at once.
+        NaN for images that hold NaN, such as those that a store does not hold yet.
 
     Raises
     ------
@@ -148,7 +160,7 @@ def rdm(ds: xr.Dataset, metric: Metric = "correlation") -> xr.DataArray:
     Frozen({'image': 10, 'shift_y': 1, 'shift_x': 1, 'layer': 1, 'other_image': 10})
     """
     _check_metric(metric)
-    x = frames(ds)
+    x = frames(ds, variable)
     n = x.sizes["image"]
     height, width, layers = (x.sizes[d] for d in (*SHIFT, "layer"))
     room_for(height * width * layers, n, "select some of the shifts or layers first")
@@ -168,7 +180,12 @@ def rdm(ds: xr.Dataset, metric: Metric = "correlation") -> xr.DataArray:
         coords,
         (*SHIFT, "layer", "image", "other_image"),
         "dissimilarity",
-        {**provenance(ds.attrs), **VARIABLES["dissimilarity"].attrs, "metric": metric},
+        {
+            **provenance(ds.attrs),
+            **whose(ds, variable),
+            **VARIABLES["dissimilarity"].attrs,
+            "metric": metric,
+        },
     ).transpose("image", ...)
 
 

@@ -7,7 +7,7 @@ import xarray as xr
 
 from vitxr.analysis.rows import check_count
 from vitxr.errors import ArgumentError, DataError
-from vitxr.names import VARIABLES
+from vitxr.names import VARIABLES, unwritten
 
 __all__ = ["sample_neurons"]
 
@@ -75,12 +75,13 @@ def sample_neurons(
             f"given: {given}. Make it with ds.vit.neuron_tensor(layer)."
         )
     others = [d for d in t.dims if d != "neuron"]
-    ends = xr.Dataset({"high": t.max(others), "low": t.min(others)}).compute()
+    high_low = {"high": t.max(others, skipna=False), "low": t.min(others, skipna=False)}
+    ends = xr.Dataset(high_low).compute()
     high = ends["high"].values.astype(np.float64)
     if not np.isfinite(high).all() or not (ends["low"].values >= 0).all():
         raise DataError(
             "responses are negative or not finite; expected values of 0 or more. Take "
-            "ds.vit.neuron_tensor(layer, rectify=True)."
+            f"ds.vit.neuron_tensor(layer, rectify=True){unwritten(t)}."
         )
     names, of = np.unique(t["feature_map"].values, return_inverse=True)
     rng = np.random.default_rng(seed)
