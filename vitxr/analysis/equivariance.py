@@ -10,7 +10,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from vitxr.analysis._frames import frames, has_layers, rolls, written
-from vitxr.analysis._rolled import frame_sums, merge, roll_back, summary
+from vitxr.analysis._rolled import Sums, frame_sums, merge, roll_back, summary
 from vitxr.errors import DataError
 from vitxr.names import SHIFT, VARIABLES, provenance
 from vitxr.tensors import whose
@@ -233,7 +233,7 @@ def _in_blocks(x: xr.DataArray, shifts: Shifts, count: Array) -> dict[str, Any]:
     a = x.variable.chunk({"patch_row": -1, "patch_col": -1}).data
     blocks = a.to_delayed()
     first_frames, merged, summed = (
-        dask.delayed(f, pure=False) for f in (_first_frames, merge, summary)
+        dask.delayed(f, pure=False) for f in (_first_frames, merge, _summaries)
     )
     ends = [np.cumsum((0, *c)) for c in a.chunks]
     # What each shift is, for each block of shifts.
@@ -252,35 +252,34 @@ def _in_blocks(x: xr.DataArray, shifts: Shifts, count: Array) -> dict[str, Any]:
             ]
         return tasks[0]
 
-    done = np.empty(blocks.shape[3:5], dtype=object)
-    for layer, maps in np.ndindex(*done.shape):
-        of_images = []
-        for i in range(blocks.shape[0]):
-            reference = first_frames(blocks[i, 0, 0, layer, maps, 0, 0])
-            sums = [
-                kernel(blocks[i, j, k, layer, maps, 0, 0], reference)
-                for (j, k), kernel in sums_of.items()
-            ]
-            of_images.append(add_up(sums, True))
-        done[layer, maps] = summed(add_up(of_images, False), count, int(shifts[-1][0, 0]))
+    done = []
+    for layer in range(blocks.shape[3]):
+        of_maps = []
+        for maps in range(blocks.shape[4]):
+            of_images = []
+            for i in range(blocks.shape[0]):
+                reference = first_frames(blocks[i, 0, 0, layer, maps, 0, 0])
+                sums = [
+                    kernel(blocks[i, j, k, layer, maps, 0, 0], reference)
+                    for (j, k), kernel in sums_of.items()
+                ]
+                of_images.append(add_up(sums, True))
+            of_maps.append(add_up(of_images, False))
+        done.append(summed(of_maps, count, int(shifts[-1][0, 0])))
     grid = tuple(x.sizes[d] for d in _PATCH)
     more = {"error_map": grid, "phase_error": (len(count),), "phase_activity": (len(count),)}
     return {
         name: da.concatenate(
             [
-                da.concatenate(
-                    [
-                        da.from_delayed(
-                            done[i, j][name],
-                            (a.chunks[3][i], a.chunks[4][j], *more.get(name, ())),
-                            np.float64,
-                        )
-                        for j in range(done.shape[1])
-                    ],
-                    axis=1,
-                )
-                for i in range(done.shape[0])
+                da.from_delayed(of_layer[name], (size, a.shape[4], *more.get(name, ())), np.float64)
+                for of_layer, size in zip(done, a.chunks[3], strict=True)
             ]
         )
         for name in ("equivariance_error", "still_error", "invariance", "variance", *more)
     }
+
+
+def _summaries(of_maps: list[Sums], count: Array, first: int) -> Sums:
+    """Make :func:`vitxr.analysis._rolled.summary` of sums of some feature maps each."""
+    each = [summary(sums, count, first) for sums in of_maps]
+    return {name: np.concatenate([one[name] for one in each], axis=1) for name in each[0]}
