@@ -207,7 +207,7 @@ def models() -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        ``revision`` (a commit, a pull request, or main, the newest), ``family``, ``licence``,
+        ``revision`` (a commit, or main, the newest), ``family``, ``licence``,
         ``input`` and ``patch`` (pixels), ``layers``, ``channels``, ``heads``, ``prefix`` (tokens
         before the patches), ``expect`` (what to know before).
 
