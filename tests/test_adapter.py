@@ -1,5 +1,7 @@
 """A Vision Transformer of the user's own, in plain torch, through an adapter."""
 
+import copy
+import json
 import pickle
 import re
 from pathlib import Path
@@ -241,8 +243,9 @@ def test_where_an_adapter_does_not_go():
         vitxr.load_model("digits", adapter=ADAPTER)
     with pytest.raises(ArgumentError, match=r"'digits' is a name \(its own is preprocessor_config"):
         vitxr.load_model("digits", preprocess=Preprocess())
-    with pytest.raises(ArgumentError, match="beside an adapter"):
+    with pytest.raises(ArgumentError, match=r"beside an adapter that says \(16, 32\)"):
         vitxr.load_model(Own(), adapter=ADAPTER, input_size=32)
+    assert vitxr.load_model(Own(), adapter=ADAPTER, input_size=(16, 32)).grid == (4, 4)
     with pytest.raises(ArgumentError, match=r"expected a vitxr\.models\.Adapter"):
         vitxr.load_model(Own(), adapter="stack")
     with pytest.raises(ModelError, match=r"Own is not a Vision Transformer.*adapter="):
@@ -278,6 +281,41 @@ def test_models_of_equal_weights_are_told_apart():
         fingerprint(blocks=["layers.0", "layers.2"]),
     ]
     assert len({fingerprint(), *others}) == 6
+
+
+def test_numpy_numbers_are_numbers():
+    n = np.int64
+    adapter = Adapter(
+        blocks="stack", prefix=("class",), patch=np.array([4, 8]), input_size=(n(16), n(32)),
+        heads=n(3),
+    )  # fmt: skip
+    given = Preprocess(
+        resize=n(16), crop=(n(16), n(32)), mean=np.full(3, 0.5, np.float32), std=(n(1),) * 3
+    )
+    plain = Preprocess(resize=16, crop=(16, 32), mean=(0.5,) * 3, std=(1.0,) * 3)
+    model = vitxr.load_model(Own(), adapter=adapter, preprocess=given)
+    told = vitxr.load_model(Own(), adapter=ADAPTER)
+    assert model.fingerprint == told.fingerprint
+    assert json.dumps(model.preprocessing()) == json.dumps(plain.settings())
+    image = np.random.default_rng(0).integers(0, 256, (20, 50, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(model.preprocess(image), plain(image))
+
+
+def test_weights_of_several_dtypes():
+    """A model that does not bring them together says so; one that does is cast as a whole."""
+    module = Own().bfloat16()
+    module.stack[0].norm1.float()  # torch brings this together
+    model = vitxr.load_model(module, adapter=ADAPTER)
+    stim = vitxr.open_images({"one": np.zeros((1, 16, 32, 3), np.uint8)})
+    ds = vitxr.extract(stim, model, layers=[0], shifts=None, preprocess="raw")
+    whole = vitxr.load_model(copy.deepcopy(module).float(), adapter=ADAPTER)
+    other = vitxr.extract(stim, whole, layers=[0], shifts=None, preprocess="raw")
+    np.testing.assert_array_equal(ds.activation, other.activation)
+    assert module.stack[1].norm1.weight.dtype == torch.bfloat16
+    module.stack[0].mlp.float()
+    said = r"dtypes: bfloat16 \(cls_token, .*float32 \(stack.0.norm1.weight, .*module.float\(\)"
+    with pytest.raises(ModelError, match=said):
+        vitxr.load_model(module, adapter=ADAPTER)
 
 
 def test_standardizing_by_nothing_is_refused():

@@ -251,6 +251,14 @@ def test_multihead_attention_is_captured(name, precision):
             np.testing.assert_allclose(got[f"attention_{what}"][:, layer], by_hand, **close)
 
 
+@pytest.mark.parametrize("name", ["tokens first", "frames first"])
+def test_its_output_by_path_is_labelled_whatever_comes_first(name):
+    model = loaded(BLOCKS[name])
+    sites = find_sites(model, [0, 1], ["attention_output"], {"out": "blocks.{layer}.attn"})
+    got = capture(model, batch_of(), [0, 1], ["attention_output", "out"], sites=sites)
+    np.testing.assert_allclose(got["out"], got["attention_output"], rtol=1e-5, atol=1e-6)
+
+
 def test_the_hidden_units_of_an_encoder_layer():
     model = loaded(encoder_layer)
     got = capture(model, batch_of(), [0], ["mlp_hidden"])["mlp_hidden"]

@@ -154,10 +154,33 @@ def test_chosen_heads_and_queries(stim, model, everything):
         assert lazy["query"].values.tolist() == list(expected)
 
 
+def test_numpy_numbers_choose_as_others_do(stim, model):
+    variables = ["attention", "activation"]
+    plain = extract(
+        stim,
+        model,
+        layers=[1],
+        variables=variables,
+        heads=[2],
+        queries=[3, (1, 2)],
+        feature_maps=[4],
+    )
+    n = np.int64
+    other = extract(
+        stim, model, layers=n(1), variables=variables, heads=np.array([2], np.uint8),
+        queries=[n(3), (n(1), n(2))], feature_maps=[n(4)], batch_size=n(2),
+    )  # fmt: skip
+    assert plain.identical(other)
+    one = extract(stim, model, layers=[1], variables=["attention"], queries=[(1, 2)])
+    two = extract(stim, model, layers=[1], variables=["attention"], queries=[1, 2])
+    assert one["query"].values.tolist() == [1 + 6 + 2]
+    assert two["query"].values.tolist() == [1, 2]
+
+
 CHOICES = {
     "no heads": ({"heads": [0]}, ArgumentError, r"variables=\['activation'\] has none of them"),
     "head": ({"variables": ["attention"], "heads": [4]}, ArgumentError, "heads, 0 to 3"),
-    "twice": ({"variables": ["attention"], "heads": [1, 1]}, ArgumentError, "distinct heads"),
+    "twice": ({"variables": ["attention"], "heads": [1, 1]}, ArgumentError, "Named twice: 1"),
     "none": ({"variables": ["attention"], "heads": []}, ArgumentError, "distinct heads"),
     "no rows": ({"queries": "prefix"}, ArgumentError, "rows of `attention`, which is not among"),
     "rows of": (
@@ -166,7 +189,18 @@ CHOICES = {
     "word": ({"variables": ["attention"], "queries": "cls"}, ArgumentError, "'prefix', 'patches'"),
     "token": ({"variables": ["attention"], "queries": [25]}, ArgumentError, "numbers, 0 to 24"),
     "patch": ({"variables": ["attention"], "queries": [(4, 0)]}, ArgumentError, "grid of 4 x 6"),
-    "same": ({"variables": ["attention"], "queries": [1, (0, 0)]}, ArgumentError, "distinct token"),
+    "same": ({"variables": ["attention"], "queries": [1, (0, 0)]}, ArgumentError, "twice: token 1"),
+    "pair": (
+        {"variables": ["attention"], "queries": (2, np.int64(3))}, ArgumentError,
+        r"two ways: write queries=\[\(2, .*3\)*\] for the patch .* queries=\[2, .*3\)*\] for two",
+    ),
+    "guess": ({"variables": ["atention", "mlp"]}, ArgumentError, r"Perhaps 'attention' for 'atent"),
+    "maps twice": ({"feature_maps": [3, 3, 1]}, ArgumentError, "Named twice: 3"),
+    "dim": ({"modules": {"head": "vit"}}, ArgumentError, "'head' is a dimension, variable or coo"),
+    "coordinate": ({"modules": {"channel": "vit"}}, ArgumentError, "'channel' cannot be the name"),
+    "width": (
+        {"modules": {"hidden": "vit"}}, ArgumentError, "'hidden_unit' is a dim.* would be its width"
+    ),
     "triple": ({"variables": ["attention"], "queries": [(0, 0, 0)]}, ArgumentError, "distinct tok"),
     "no dict": ({"modules": ["a"]}, ArgumentError, "expected a dict of names and paths"),
     "empty": ({"modules": {}}, ArgumentError, "expected a dict of names and paths"),

@@ -59,6 +59,20 @@ def test_large_logits_and_what_is_not_a_number():
     assert np.isnan(top["probability"].values[1]).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_infinite_logits(dtype):
+    """Places are right; a probability that is not defined is none."""
+    inf = np.inf
+    rows = [[1, inf, 0], [inf, 2, inf], [-inf] * 3, [-inf, 0, 0], [-inf, inf, 0]]
+    top = dataset(np.array(rows, dtype).reshape(5, 1, 1, 3)).vit.top_classes(3).squeeze()
+    assert top["class_number"].values.tolist() == [
+        [1, 0, 2], [0, 2, 1], [0, 1, 2], [1, 2, 0], [1, 2, 0],
+    ]  # fmt: skip
+    assert top["top_logit"].values[[0, 3]].tolist() == [[inf, 1, 0], [0, 0, -inf]]
+    assert np.isnan(top["probability"].values[[0, 1, 2, 4]]).all()
+    assert top["probability"].values[3].tolist() == [0.5, 0.5, 0]
+
+
 def test_float16_logits_are_what_they_are():
     values = np.random.default_rng(0).normal(size=(1, 1, 4, 9)).astype(np.float16)
     top = dataset(values).vit.top_classes(3)

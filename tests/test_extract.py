@@ -365,7 +365,7 @@ def test_a_client_needs_a_store_and_a_named_model(stim, model, tmp_path):
 REFUSALS = {
     "layer": ({"layers": [0, 3]}, ArgumentError, r"\[3\] out of range; the model has 3 blocks"),
     "negative": ({"layers": -1}, ArgumentError, r"\[-1\] out of range"),
-    "twice": ({"layers": [1, 1]}, ArgumentError, "names a block twice"),
+    "twice": ({"layers": [1, 1]}, ArgumentError, "names a block twice: 1"),
     "none": ({"layers": []}, ArgumentError, "expected one block number"),
     "text": ({"layers": "last"}, ArgumentError, "expected block numbers or 'all'"),
     "variable": ({"variables": ["gradient"]}, ArgumentError, "expected some of activation"),

@@ -17,7 +17,7 @@ import families  # noqa: E402
 from families import FAMILIES  # noqa: E402
 
 import vitxr  # noqa: E402
-from vitxr.errors import ModelError  # noqa: E402
+from vitxr.errors import ArgumentError, ModelError  # noqa: E402
 from vitxr.models import Preprocess  # noqa: E402
 from vitxr.models.capture import capture  # noqa: E402
 from vitxr.models.sites import find_sites  # noqa: E402
@@ -356,6 +356,31 @@ def check_size(case, folder, size):
     assert model.fingerprint != vitxr.load_model(square).fingerprint or not family.asks
     image = np.zeros((50, 70, 3), np.uint8)
     assert model.preprocess(image).shape == (3, *size)
+
+
+@every()
+def test_its_own_size_changes_nothing(family, tmp_path):
+    folder = families.save(family, tmp_path)
+    own = vitxr.load_model(folder)
+    model = vitxr.load_model(folder, input_size=np.array(own.input_size))
+    assert (model.fingerprint, model.how) == (own.fingerprint, own.how)
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(model.preprocess(image), own.preprocess(image))
+    assert model.preprocessing() == own.preprocessing()
+
+
+def test_a_size_of_its_own_that_is_no_multiple_of_the_patch():
+    """SigLIP so400m: 384 px in patches of 14."""
+    import transformers
+
+    config = transformers.SiglipVisionConfig(
+        image_size=20, patch_size=8, hidden_size=24, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16,
+    )  # fmt: skip
+    module = transformers.SiglipVisionModel(config)
+    assert vitxr.load_model(module, input_size=20).grid == vitxr.load_model(module).grid == (2, 2)
+    with pytest.raises(ArgumentError, match=r"input_size=\(28, 28\): expected multiples"):
+        vitxr.load_model(module, input_size=28)
 
 
 @every()

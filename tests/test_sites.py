@@ -319,7 +319,12 @@ def test_modules_by_path():
 REFUSED = {
     "nothing": ({"x": "blocks.{layer}.mlp.7"}, ArgumentError, r"fits no module.*blocks.0.mlp.1"),
     "several": ({"x": "mlp.1"}, ArgumentError, r"fits 2 modules: blocks.0.mlp.1, blocks.1.mlp.1"),
-    "unused": ({"x": "unused"}, ModelError, "unused runs 0 times"),
+    "unused": ({"x": "unused"}, ModelError, "unused runs 0 times.*Name one that is called"),
+    "list": (
+        {"x": "blocks"},
+        ArgumentError,
+        r"blocks is a ModuleList, which only holds modules.*: blocks.0, blocks.1; .*\{layer\}",
+    ),
     "form": ({"x": "blocks.{layer}.attn.q_norm"}, ModelError, r"gives \(3, 2, 6, 8\)"),
 }
 

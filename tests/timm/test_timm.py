@@ -227,6 +227,35 @@ def test_positions_of_another_grid_are_not_made_up(made):
         vitxr.load_model(made[3], input_size=(64, 96))
 
 
+def test_a_module_of_dynamic_size():
+    """In memory, at a size that it takes by itself: images are preprocessed to that."""
+    from PIL import Image
+
+    module = timm.create_model(
+        "vit_tiny_patch16_224", depth=2, img_size=64, dynamic_img_size=True
+    ).eval()
+    model = vitxr.load_model(module, input_size=(96, 128))
+    assert model.grid == (6, 8)
+    config = timm.data.resolve_data_config({"input_size": (3, 96, 128)}, model=module)
+    own = timm.data.create_transform(**config, is_training=False)
+    image = np.random.default_rng(0).integers(0, 256, (150, 141, 3), dtype=np.uint8)
+    np.testing.assert_allclose(model.preprocess(image), own(Image.fromarray(image)), atol=1e-6)
+    stim = vitxr.open_images({"one": image[None]})
+    ds = vitxr.extract(stim, model, layers=[1], shifts=None)
+    with torch.inference_mode():
+        expected = module.forward_intermediates(
+            torch.as_tensor(model.preprocess(image))[None], indices=[1], intermediates_only=True
+        )
+    close(ds["activation"].values.reshape(expected[0].shape), expected[0].numpy())
+    assert ds.attrs["input_width"] == 128
+    # Its own size is what it has without.
+    own, same = vitxr.load_model(module), vitxr.load_model(module, input_size=64)
+    assert (own.fingerprint, own.processor) == (same.fingerprint, same.processor)
+    fixed = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=64)
+    with pytest.raises(ModelError, match=r"does not take images of 96 x 96 px"):
+        vitxr.load_model(fixed, input_size=96)
+
+
 def test_what_is_not_one_grid_is_refused():
     module = timm.create_model("swin_tiny_patch4_window7_224", embed_dim=24, depths=(1, 1, 1, 1))
     with pytest.raises(ModelError, match="SwinTransformer has no `blocks` with attention on one"):

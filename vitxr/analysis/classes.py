@@ -39,7 +39,8 @@ def top_classes(ds: xr.Dataset, k: int = 5) -> xr.Dataset:
 
         Of equal logits the class of the lower number comes first. Where a logit is not a
         number, as in an unfinished store, ``class_number`` is -1, the name empty and the rest
-        NaN.
+        NaN. A class of logit -inf has probability 0; where the largest logit is infinite, as
+        after an overflow, no probability is defined, and all of the frame are NaN.
 
     Raises
     ------
@@ -114,5 +115,8 @@ def _taken(values: np.ndarray, z: np.ndarray, k: int) -> np.ndarray:
 
 
 def _softmax(z: np.ndarray) -> np.ndarray:
-    e = np.exp(z.astype(np.float64) - z.max(-1, keepdims=True))
+    """Softmax along the last axis; NaN in rows whose largest entry is infinite."""
+    top = z.max(-1, keepdims=True)
+    z, top = (np.where(np.isfinite(top), a, np.nan).astype(np.float64) for a in (z, top))
+    e = np.exp(z - top)
     return e / e.sum(-1, keepdims=True)

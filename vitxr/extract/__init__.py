@@ -88,7 +88,9 @@ def extract(
     queries
         Tokens whose rows of ``attention`` to keep: all (None), ``"prefix"``, ``"patches"``,
         or a sequence of tokens, each its number (prefix tokens first, then patches row by
-        row) or the (row, column) of a patch. Of these only the weights are computed.
+        row) or the (row, column) of a patch: ``[2, 3]`` are two tokens, ``[(2, 3)]`` is one
+        patch, and ``(2, 3)``, which could be either, is refused. Of these only the weights are
+        computed.
     modules
         More variables: outputs of modules, by name and path. ``{layer}`` in a path stands
         for the number of the block, and the variable has the dimension ``layer``. A path may

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -135,9 +137,14 @@ def check_layers(layers: Any, depth: int) -> tuple[int, ...]:
         raise ArgumentError(
             f"layers: {outside} out of range; the model has {depth} blocks, 0 to {depth - 1}."
         )
-    if len(set(listed.tolist())) < listed.size:
-        raise ArgumentError(f"layers={layers!r} names a block twice.")
+    if twice := _twice(listed.tolist()):
+        raise ArgumentError(f"layers={layers!r} names a block twice: {twice}.")
     return tuple(sorted(int(i) for i in listed))
+
+
+def _twice(numbers: Sequence[int]) -> str:
+    """What occurs more than once, in words; empty if nothing does."""
+    return ", ".join(str(n) for n, times in Counter(numbers).items() if times > 1)
 
 
 def check_variables(
@@ -149,7 +156,13 @@ def check_variables(
     names = list(variables) if isinstance(variables, list | tuple | set) else []
     nothing = not names and not (modules and isinstance(variables, list | tuple | set))
     if nothing or not set(names) <= set(CAPTURED):
-        raise ArgumentError(f"variables={variables!r}: expected some of {', '.join(CAPTURED)}.")
+        unknown = [str(name) for name in names if name not in CAPTURED]
+        near = {n: difflib.get_close_matches(n, CAPTURED, n=1, cutoff=0.5) for n in unknown}
+        meant = ", ".join(f"{to[0]!r} for {n!r}" for n, to in near.items() if to)
+        raise ArgumentError(
+            f"variables={variables!r}: expected some of {', '.join(CAPTURED)}."
+            + (f" Perhaps {meant}?" if meant else "")
+        )
     if "logits" in variables and not model.classes:
         raise ArgumentError(
             f"variables: the model {model.name!r} has no classification head that is known, so no "
@@ -175,9 +188,15 @@ def check_modules(modules: Any, stim: xr.Dataset) -> dict[str, str]:
     units = {f"{name}_unit" for name in modules}
     for name, pattern in modules.items():
         if not is_name(name) or name in taken | units or f"{name}_unit" in taken:
+            clash = name if name in taken | units else f"{name}_unit"
+            why = (
+                f"{clash!r} is a dimension, variable or coordinate already"
+                + ("" if clash == name else ", and would be its width")
+                if is_name(name)
+                else "expected a letter, then letters, digits and underscores"
+            )
             raise ArgumentError(
-                f"modules: {name!r} cannot be the name of a variable: expected a letter, then "
-                "letters, digits and underscores, and no name that the result has already."
+                f"modules: {name!r} cannot be the name of a variable: {why}. Give it another name."
             )
         check_pattern(name, pattern)
     return dict(modules)
@@ -193,14 +212,13 @@ def check_heads(heads: Any, names: Sequence[str], have: int) -> np.ndarray | Non
             f"{list(names)} has none of them. Add one, or leave heads out."
         )
     chosen = np.atleast_1d(_plain_array(heads))
-    if (
-        chosen.ndim != 1
-        or chosen.size == 0
-        or chosen.dtype.kind not in "iu"
-        or not all(0 <= h < have for h in chosen)
-        or len(set(chosen.tolist())) < chosen.size
-    ):
-        raise ArgumentError(f"heads={heads!r}: expected distinct heads, 0 to {have - 1}.")
+    legal = chosen.ndim == 1 and chosen.size and chosen.dtype.kind in "iu"
+    if not legal or not all(0 <= h < have for h in chosen) or _twice(chosen.tolist()):
+        again = _twice(chosen.tolist()) if legal else ""
+        raise ArgumentError(
+            f"heads={heads!r}: expected distinct heads, 0 to {have - 1}."
+            + (f" Named twice: {again}." if again else "")
+        )
     return chosen.astype(np.int64)
 
 
@@ -214,6 +232,12 @@ def check_queries(queries: Any, names: Sequence[str], model: Backbone) -> np.nda
             f"{list(names)}. Add it, or leave queries out."
         )
     prefix, (rows, columns), tokens = len(model.prefix), model.grid, token_count(model)
+    if isinstance(queries, tuple) and len(queries) == 2 and not any(map(np.iterable, queries)):
+        raise ArgumentError(
+            f"queries={queries!r} can be read in two ways: write queries=[{queries!r}] for the "
+            f"patch in that row and column, or queries={list(queries)!r} for two tokens by their "
+            "numbers."
+        )
     if isinstance(queries, str):
         chosen = {"prefix": range(prefix), "patches": range(prefix, tokens)}.get(queries, range(0))
         numbers: list[int | None] = list(chosen)
@@ -224,10 +248,11 @@ def check_queries(queries: Any, names: Sequence[str], model: Backbone) -> np.nda
         ]
     legal = {n for n in numbers if n is not None and 0 <= n < tokens}
     if not numbers or len(legal) < len(numbers):
+        again = _twice([n for n in numbers if n in legal])
         raise ArgumentError(
             f"queries={queries!r}: expected 'prefix', 'patches', or distinct tokens: numbers, 0 to "
             f"{tokens - 1} (prefix tokens {model.prefix} first), or (row, column) of a patch on "
-            f"the grid of {rows} x {columns}."
+            f"the grid of {rows} x {columns}." + (f" Named twice: token {again}." if again else "")
         )
     return np.array(numbers, np.int64)
 
@@ -299,9 +324,11 @@ def check_channels(feature_maps: Any, names: Sequence[str], have: int) -> np.nda
             "None for all."
         )
     outside = [int(c) for c in fixed if not 0 <= c < have]
-    if outside or len(set(fixed.tolist())) < fixed.size:
+    again = _twice(fixed.tolist())
+    if outside or again:
         raise ArgumentError(
             f"feature_maps={feature_maps!r}: expected distinct channel numbers, 0 to {have - 1}."
+            + (f" Named twice: {again}." if again else "")
         )
     return fixed.astype(np.int64)
 

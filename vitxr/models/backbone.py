@@ -286,8 +286,11 @@ def from_module(
             if timm.is_timm(module)
             else find(module, input_size, output_size(known.get("processor")))
         )
-    if input_size is not None and any(
-        side % step for side, step in zip(input_size, layout.patch, strict=True)
+    if (
+        input_size is not None
+        and any(side % step for side, step in zip(input_size, layout.patch, strict=True))
+        # SigLIP's own 384 px are no multiple of its patches of 14 px.
+        and (timm.is_timm(module) or input_size != find(module).input_size)
     ):
         raise ArgumentError(
             f"input_size={input_size}: expected multiples of the patch, {layout.patch[0]} x "

@@ -241,10 +241,13 @@ def _from_memory(
     adapter: Adapter | None,
     preprocess: Any,
 ) -> Backbone:
-    if adapter is not None and size is not None:
-        raise ArgumentError(
-            f"input_size={size} beside an adapter: give the adapter the size the module takes."
-        )
+    if adapter is not None:
+        if size not in (None, pair(adapter.input_size, "input_size")):
+            raise ArgumentError(
+                f"input_size={size} beside an adapter that says {adapter.input_size}: give the "
+                "adapter the size the module takes."
+            )
+        size = None
     module = tower(module)
     origin = str(getattr(module, "name_or_path", "") or "")
     name = origin or type(module).__name__
@@ -256,7 +259,7 @@ def _from_memory(
     if preprocess is not None:
         processor = processor_given(preprocess, own, size)
     elif adapter is None and timm.is_timm(module):
-        processor = timm.preprocess_of(module)
+        processor = timm.preprocess_of(module, size)
     elif own is not None and origin and Path(origin).is_dir():
         processor = processor_of(Path(origin), module, size)
     model = from_module(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,8 +17,8 @@ _FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
 
 def _are_numbers(values: Any) -> bool:
-    return isinstance(values, tuple | list) and all(
-        isinstance(v, int | float) and not isinstance(v, bool) for v in values
+    return isinstance(values, tuple | list | np.ndarray) and all(
+        isinstance(v, numbers.Real) and not isinstance(v, bool) for v in values
     )
 
 
@@ -61,16 +62,20 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         for name, size, one in (("resize", self.resize, True), ("crop", self.crop, False)):
-            both = (size, size) if one and not isinstance(size, tuple | list) else size
+            both = (size, size) if one and not np.iterable(size) else size
             if size is not None and not (
-                isinstance(both, tuple | list)
+                isinstance(both, tuple | list | np.ndarray)
                 and len(both) == 2
-                and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in both)
+                and all(isinstance(n, int | np.integer) and n > 0 for n in both)
+                and not any(isinstance(n, bool) for n in both)
             ):
                 what = "the length of the shorter side, " if one else ""
                 raise ArgumentError(
                     f"{name}={size!r}: expected {what}(height, width) in pixels, or None."
                 )
+            if size is not None:  # numbers of NumPy's too, which JSON does not know
+                whole = tuple(map(int, both))
+                object.__setattr__(self, name, whole if np.iterable(size) else whole[0])
         if self.interpolation not in _FILTERS:
             raise ArgumentError(
                 f"interpolation={self.interpolation!r}: expected one of {', '.join(_FILTERS)}."
@@ -82,6 +87,7 @@ class Preprocess:
                     f"{name}={three!r}: expected three numbers, of the channels R, G, B"
                     + (", none of them 0." if name == "std" else ".")
                 )
+            object.__setattr__(self, name, tuple(map(float, three)))
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Return float32 (channel, row, col) of a uint8 image (row, col, channel)."""

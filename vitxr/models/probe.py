@@ -186,8 +186,23 @@ def _call(
     except Exception as error:  # whatever a model's code may raise means one thing here
         raise ModelError(
             f"{name!r} does not take images of {_by(layout.input_size)} px: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {error}{_mixed(module)}"
         ) from error
+
+
+def _mixed(module: Any) -> str:
+    """What to do where weights have several dtypes, which a model has to bring together itself."""
+    first: dict[str, str] = {}
+    for path, parameter in module.named_parameters():
+        if parameter.is_floating_point():
+            first.setdefault(str(parameter.dtype).removeprefix("torch."), path)
+    if len(first) < 2:
+        return ""
+    kinds = ", ".join(f"{dtype} ({path}, ...)" for dtype, path in first.items())
+    return (
+        f". Its weights have several dtypes: {kinds}. Make them one, module.float(), and choose "
+        "the precision with extract(precision=...)."
+    )
 
 
 def _check_grid(hidden: torch.Tensor, rows: int, columns: int, layout: Layout, name: str) -> int:

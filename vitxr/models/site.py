@@ -86,6 +86,7 @@ def resolve(named: Mapping[str, Any], name: str, pattern: str, layer: int) -> st
     path = pattern.replace("{layer}", str(layer))
     found = [path] if path in named else [p for p in named if p.endswith(f".{path}")]
     if len(found) == 1:
+        _check_runs(name, pattern, found[0], named[found[0]])
         return found[0]
     if found:
         raise ArgumentError(
@@ -97,6 +98,20 @@ def resolve(named: Mapping[str, Any], name: str, pattern: str, layer: int) -> st
         f"modules[{name!r}] = {pattern!r} fits no module of the model. The nearest: "
         f"{', '.join(near)}. model.module.named_modules() lists all."
     )
+
+
+def _check_runs(name: str, pattern: str, path: str, module: Any) -> None:
+    """Refuse a list of modules: it is never called."""
+    import torch
+
+    if isinstance(module, torch.nn.ModuleList | torch.nn.ModuleDict):
+        inside = [f"{path}.{child}" for child, _ in module.named_children()]
+        raise ArgumentError(
+            f"modules[{name!r}] = {pattern!r}: {path} is a {type(module).__name__}, which only "
+            "holds modules and gives nothing itself. Name one of them: "
+            f"{', '.join(inside[:3]) or 'it has none'}; of the blocks' list "
+            "{layer} stands for the block's number."
+        )
 
 
 #: Shape of a floating-point tensor, or (); and in words.
@@ -119,10 +134,18 @@ def of_module(backbone: Backbone, path: str, forms: Sequence[Form], layered: boo
     if len(forms) != 1:
         raise ModelError(
             f"{backbone.name!r}: the module {path} runs {len(forms)} times in a pass; expected "
-            "once."
+            "once. "
+            + (
+                "Name one that is called itself: what encloses it may use its weights only, as "
+                "torch's nn.MultiheadAttention does with its out_proj."
+                if not forms
+                else "Name the module around each of its calls, if there is one."
+            )
         )
     shape, given = forms[0]
     grid, tokens, frames = backbone.grid, token_count(backbone), blank_frames(backbone)
+    if len(shape) == 3 and shape[:2] == (tokens, frames):  # as out of torch's nn.MultiheadAttention
+        return Site((path,), "output", layered, "sequence", (shape[2], *grid))
     if shape[:1] == (frames,):
         if len(shape) == 3 and shape[1] == tokens:
             return Site((path,), "output", layered, "tokens", (shape[2], *grid))

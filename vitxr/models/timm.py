@@ -123,7 +123,7 @@ def load(
     given = {key: value for key, value in cfg.items() if key in _DESCRIBES}
     if size is not None:
         own = pair(options.get("img_size") or tuple(given["input_size"][1:]), "img_size")
-        if own[0] != own[1]:
+        if own[0] != own[1] and size != own:
             raise ModelError(
                 f"model {name!r} was made for images of {own[0]} x {own[1]} px; timm interpolates "
                 "the positions of square grids only, and would take these for another grid. "
@@ -177,14 +177,15 @@ def find(module: Any, input_size: tuple[int, int] | None) -> Layout:
     )
 
 
-def preprocess_of(module: Any) -> Preprocess | None:
+def preprocess_of(module: Any, size: tuple[int, int] | None = None) -> Preprocess | None:
     """Return what timm's evaluation transform does to images; None if it is not known.
 
-    It resizes to the model's input divided by its crop share, and cuts the centre.
+    It resizes to the model's input (or ``size``, which a model with ``dynamic_img_size`` takes)
+    divided by its crop share, and cuts the centre.
     """
     settings = dict(module.pretrained_cfg or {})
     mode = settings.get("crop_mode") or "center"
-    own = getattr(getattr(module, "patch_embed", None), "img_size", None)
+    own = size or getattr(getattr(module, "patch_embed", None), "img_size", None)
     own = own or (settings.get("input_size") or ())[1:]
     if not settings.get("mean") or not own or mode not in ("center", "squash"):
         return None
