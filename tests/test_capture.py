@@ -154,6 +154,28 @@ def test_chosen_heads_and_queries(stim, model, everything):
         assert lazy["query"].values.tolist() == list(expected)
 
 
+def test_tokens_have_their_names(stim, model, tmp_path):
+    names = ["class", *(f"({r}, {c})" for r in range(4) for c in range(6))]
+    queries = [(2, 3), 0, 24]
+    options = {"layers": [0, 1], "variables": ["attention"], "queries": queries}
+    lazy = extract(stim, model, **options)
+    assert lazy["key_token"].values.tolist() == names
+    assert lazy["query_token"].values.tolist() == ["(2, 3)", "class", "(3, 5)"]
+    extract(stim, model, store=tmp_path / "run.zarr", **options)
+    ds = vitxr.open(tmp_path / "run.zarr")
+    validate(ds)
+    for name in ("query_token", "key_token"):
+        assert ds[name].values.tolist() == lazy[name].values.tolist()
+    one = ds["attention"].set_xindex("key_token").sel(key_token="(2, 3)")
+    np.testing.assert_array_equal(one, ds["attention"].isel(key=1 + 2 * 6 + 3))
+    assert ds.vit.attention_map((2, 3)).dims[-2:] == ("patch_row", "patch_col")
+    whole = extract(stim, model, variables=["attention"])
+    rolled = whole.vit.attention_rollout(query=None)
+    assert rolled["key_token"].values.tolist() == rolled["query_token"].values.tolist() == names
+    assert "key_token" not in whole.vit.attention_rollout().coords
+    assert "query_token" not in extract(stim, model, layers=[0]).coords
+
+
 def test_numpy_numbers_choose_as_others_do(stim, model):
     variables = ["attention", "activation"]
     plain = extract(

@@ -191,6 +191,8 @@ VARIABLES: dict[str, Variable] = {
         _FRAME + "feature_map patch_row patch_col", "1", "embedding output, patch tokens", "f"
     ),
     "attention": _v(_FRAME + "layer head query key", "1", "attention weight", "f"),
+    "query_token": _v("query", "", "name of a prefix token, or (row, column) of a patch", "UOT"),
+    "key_token": _v("key", "", "name of a prefix token, or (row, column) of a patch", "UOT"),
     "attention_query": _v(
         _FRAME + "layer head head_channel patch_row patch_col",
         "1",

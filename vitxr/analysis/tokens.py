@@ -23,6 +23,8 @@ __all__ = [
     "token_number",
 ]
 
+#: Labels beside the numbers of tokens.
+_NAMES = ("query_token", "key_token")
 GRID = ("patch_row", "patch_col")
 _REMEDY = 'Extract it with variables=("activation", "attention").'
 
@@ -83,7 +85,8 @@ def attention_of(ds: xr.Dataset) -> tuple[xr.DataArray, int, tuple[int, int]]:
             f"`attention` has {weights.sizes['key']} keys; expected {prefix} prefix tokens and "
             f"{grid[0]} x {grid[1]} patches. Do not select among keys beforehand."
         )
-    return weights, prefix, grid
+    # Names of tokens come back where the dims are kept: those of two layers would clash.
+    return weights.drop_vars(_NAMES, errors="ignore"), prefix, grid
 
 
 def query_numbers(weights: xr.DataArray) -> np.ndarray:
@@ -165,5 +168,7 @@ def on_grid(array: xr.DataArray, prefix: int, grid: tuple[int, int]) -> xr.DataA
 def named(array: xr.DataArray, name: str, ds: xr.Dataset, **attrs: Any) -> xr.DataArray:
     """Give a result its name, the order of its dims, and its attributes."""
     array = array.transpose(*order(array.dims)).rename(name)
+    kept = {n: ds[n] for n in _NAMES if n in ds.coords and set(ds[n].dims) & set(array.dims)}
+    array = array.assign_coords(kept)
     array.attrs = {**VARIABLES[name].attrs, **provenance(ds.attrs), **attrs}
     return array

@@ -11,7 +11,7 @@ import xarray as xr
 
 from vitxr._version import __version__
 from vitxr.models.backbone import Backbone
-from vitxr.names import Variable
+from vitxr.names import VARIABLES, Variable
 from vitxr.stimuli.shifts import ShiftGrid
 
 __all__ = ["coordinates", "provenance"]
@@ -84,9 +84,13 @@ def coordinates(
     }
     extra |= {dim: np.arange(size) for dim, size in sizes.items() if dim not in extra}
     extra |= maps
+    named = np.array([*model.prefix, *map(str, np.ndindex(rows, columns))], dtype=object)
+    for dim in ("query", "key"):
+        name = f"{dim}_token"
+        extra[name] = (dim, named[extra[dim]], VARIABLES[name].attrs)
     used = set(sizes)
     for key, value in extra.items():
         dims = value[0] if isinstance(value, tuple) else (key,)
-        if used.issuperset(dims):
+        if used.issuperset((dims,) if isinstance(dims, str) else dims):
             ds = ds.assign_coords({key: value})
     return ds.merge(lattice)
