@@ -107,8 +107,9 @@ class Written(nn.Module):
 
 
 class Own(nn.Module):
-    def __init__(self, block):
+    def __init__(self, block, first=True):
         super().__init__()
+        self.first = first
         torch.manual_seed(0)
         self.cut = nn.Conv2d(3, WIDTH, 8, 8)
         self.cls_token = nn.Parameter(torch.randn(1, 1, WIDTH))
@@ -122,17 +123,18 @@ class Own(nn.Module):
     def forward(self, x):
         x = self.cut(x).flatten(2).mT
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1) + self.place
+        x = x if self.first else x.transpose(0, 1)
         for block in self.blocks:
             x = block(x)
-        return self.head(x[:, 0])
+        return self.head((x if self.first else x.transpose(0, 1))[:, 0])
 
 
-def loaded(block, heads=HEADS):
+def loaded(block, heads=HEADS, first=True):
     adapter = Adapter(
         blocks="blocks", prefix=("class",), patch=8, input_size=(16, 24), heads=heads,
         classes=("a", "b", "c"),
     )  # fmt: skip
-    return vitxr.load_model(Own(block).eval(), adapter=adapter)
+    return vitxr.load_model(Own(block, first).eval(), adapter=adapter)
 
 
 BLOCKS = {
@@ -249,6 +251,34 @@ def test_multihead_attention_is_captured(name, precision):
         for what, values in (("query", q), ("key", k), ("value", v)):
             by_hand = on_grid(torch.tensor(values)).reshape(3, HEADS, -1, *GRID)
             np.testing.assert_allclose(got[f"attention_{what}"][:, layer], by_hand, **close)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_blocks_that_have_tokens_first(precision):
+    """As torch's layers do unless they are told otherwise: all is the same up to rounding."""
+    made = [
+        loaded(lambda first=first: encoder_layer(batch_first=first), first=first).cast(precision)
+        for first in (True, False)
+    ]
+    for a, b in zip(*(m.module.parameters() for m in made), strict=True):
+        assert torch.equal(a, b)
+    assert (made[0].how, made[1].how) == ((), ("tokens first",))
+    assert made[0].prefix == made[1].prefix == ("class",)
+    assert len({m.fingerprint for m in made}) == 2
+    names = ["activation", "prefix", "embedding", "logits", *SITES, "out", "up"]
+    got = []
+    for model in made:
+        paths = {"out": "blocks.{layer}.self_attn", "up": "blocks.{layer}.linear1"}
+        sites = find_sites(model, [0, 1], SITES, paths)
+        got.append(capture(model, batch_of(getattr(torch, precision)), [0, 1], names, sites=sites))
+    close = {"rtol": 1e-4, "atol": 1e-5} if precision == "float32" else {"rtol": 0.05, "atol": 0.05}
+    for name in names:
+        np.testing.assert_allclose(got[1][name], got[0][name], **close)
+    if precision == "float32":
+        frames = batch_of().numpy()
+        (a, _, read), (b, _, other) = (attention_relevance(m, frames, [0, 2]) for m in made)
+        assert read == other == ("class",)
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["tokens first", "frames first"])

@@ -51,7 +51,8 @@ class Backbone:
     processor
         The model's own image processor, or None.
     how
-        What a call needs besides the pixels, such as interpolated positions.
+        What a call needs besides the pixels, such as interpolated positions, and what its blocks
+        have first.
     spec
         Name, revision, device, precision and input size with which another process loads
         the same model; None for a module in memory.
@@ -296,7 +297,7 @@ def from_module(
             f"input_size={input_size}: expected multiples of the patch, {layout.patch[0]} x "
             f"{layout.patch[1]} px."
         )
-    prefix, channels = probe(module, layout, name)
+    prefix, channels, how = probe(module, layout, name)
     return Backbone(
         module=module,
         name=name,
@@ -307,6 +308,6 @@ def from_module(
         patch=layout.patch,
         input_size=layout.input_size,
         classes=layout.classes,
-        how=layout.how,
+        how=how,
         **known,
     )

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["INTERPOLATED", "IN_ORDER", "PACKED", "call", "takes_other_sizes"]
+__all__ = [
+    "INTERPOLATED",
+    "IN_ORDER",
+    "PACKED",
+    "TOKENS_FIRST",
+    "call",
+    "frames_first",
+    "takes_other_sizes",
+]
 
 #: Nothing is masked and nothing is shuffled (ViT-MAE).
 IN_ORDER = "in patch order"
@@ -18,6 +26,8 @@ IN_ORDER = "in patch order"
 INTERPOLATED = "interpolated positions"
 #: Images enter as rows of flattened patches (SigLIP 2).
 PACKED = "packed patches"
+#: Blocks take and give (token, frame, channel), as torch's layers do without ``batch_first``.
+TOKENS_FIRST = "tokens first"
 
 _INTERPOLATE = "interpolate_pos_encoding"
 
@@ -54,6 +64,11 @@ def call(
         if weights:
             return functional_call(module, dict(weights), (batch,), options)
         return module(batch, **options)
+
+
+def frames_first(hidden: torch.Tensor, how: tuple[str, ...]) -> torch.Tensor:
+    """What enters or leaves a block, as (frame, token, channel)."""
+    return hidden.transpose(0, 1) if TOKENS_FIRST in how and hidden.ndim == 3 else hidden
 
 
 def takes_other_sizes(module: Any, base: Any) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 
 from vitxr.errors import ModelError
 from vitxr.models.backbone import Backbone
+from vitxr.models.calls import frames_first
 from vitxr.models.passes import Enough, exclusive, is_out_of_memory, undisturbed
 from vitxr.models.site import Site, first_tensor, token_count
 from vitxr.models.sites import find_sites
@@ -249,7 +250,8 @@ def _rounded(value: torch.Tensor, keepbits: int) -> torch.Tensor:
 
 
 def _tokens(backbone: Backbone, hidden: torch.Tensor) -> torch.Tensor:
-    """Check that the tokens are the prefix and one a patch; raise if not."""
+    """Return (frame, token, channel), checked: the tokens are the prefix and one a patch."""
+    hidden = frames_first(hidden, backbone.how)
     rows, columns = backbone.grid
     expected = token_count(backbone)
     if hidden.ndim != 3 or hidden.shape[1] != expected or hidden.shape[2] != backbone.channels:

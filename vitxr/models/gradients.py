@@ -15,6 +15,7 @@ import numpy as np
 
 from vitxr.errors import ModelError
 from vitxr.models.backbone import Backbone
+from vitxr.models.calls import frames_first
 from vitxr.models.passes import exclusive, undisturbed
 from vitxr.models.watch import KNOWN, DotProduct, Written, watching
 
@@ -109,6 +110,7 @@ def attention_relevance(
 
 def _start(backbone: Backbone, at_end: torch.Tensor) -> tuple[torch.Tensor, tuple[str, ...]]:
     """Mean over the tokens that the head reads: those whose last state changes the logit."""
+    at_end = frames_first(at_end, backbone.how)
     read = at_end.abs().amax((0, 2)) > 0
     prefix = len(backbone.prefix)
     names = tuple(n for n, yes in zip(backbone.prefix, read[:prefix].tolist(), strict=True) if yes)

@@ -74,7 +74,7 @@ class Preprocess:
                     f"{name}={size!r}: expected {what}(height, width) in pixels, or None."
                 )
             if size is not None:  # numbers of NumPy's too, which JSON does not know
-                whole = tuple(map(int, both))
+                whole = tuple(np.asarray(size).reshape(-1).tolist())
                 object.__setattr__(self, name, whole if np.iterable(size) else whole[0])
         if self.interpolation not in _FILTERS:
             raise ArgumentError(

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vitxr.errors import ModelError
-from vitxr.models.calls import call
+from vitxr.models.calls import TOKENS_FIRST, call, frames_first
 from vitxr.models.structure import Layout
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class _Seen(Exception):  # noqa: N818 (a signal, not an error)
     """Ends a pass once all that is wanted has been seen."""
 
 
-def probe(module: Any, layout: Layout, name: str) -> tuple[tuple[str, ...], int]:
+def probe(module: Any, layout: Layout, name: str) -> tuple[tuple[str, ...], int, tuple[str, ...]]:
     """Run a model on blank frames and compare with its layout.
 
     Parameters
@@ -54,6 +55,8 @@ def probe(module: Any, layout: Layout, name: str) -> tuple[tuple[str, ...], int]
         Names of the prefix tokens, in their order.
     channels : int
         Width of the blocks' output.
+    how : tuple of str
+        What a call needs besides the pixels, and whether blocks have tokens first.
 
     Raises
     ------
@@ -71,7 +74,11 @@ def probe(module: Any, layout: Layout, name: str) -> tuple[tuple[str, ...], int]
             f"({_by(layout.patch)} px)."
         )
     with exclusive(), _blank(module):
-        hidden = _entering(module, layout, _frames(module, layout), name)
+        batch = _frames(module, layout)
+        hidden = _entering(module, layout, batch, name)
+        if len(hidden) != len(batch) == hidden.shape[1]:
+            layout = replace(layout, how=(*layout.how, TOKENS_FIRST))
+            hidden = frames_first(hidden, layout.how)
         channels = _check_whole_pass(module, layout, tuple(hidden.shape[1:]), name)
         first = _check_grid(hidden, rows, columns, layout, name)
         prefix = _prefix(module, layout, hidden[:1], first, name)
@@ -91,7 +98,7 @@ def probe(module: Any, layout: Layout, name: str) -> tuple[tuple[str, ...], int]
                 f"or register token ({', '.join(_PREFIX)}). Name them with an adapter."
             )
         )
-    return names, channels
+    return names, channels, layout.how
 
 
 def first_of(value: Any) -> Any:
@@ -168,7 +175,7 @@ def _entering(
             f"{name!r}: what enters the block {layout.blocks[0]} is {what or 'never seen'}; "
             "expected (frames, tokens, channels). vitxr cannot label this model's tokens."
         )
-    return seen[0]
+    return frames_first(seen[0], layout.how)
 
 
 def _call(
@@ -265,8 +272,10 @@ def _check_whole_pass(module: Any, layout: Layout, form: tuple[int, ...], name: 
 
     def after(layer: int) -> Any:
         def hook(_module: Any, _args: Any, output: Any) -> None:
-            hidden = first_of(output)
-            ran.append((layer, tuple(hidden.shape) if isinstance(hidden, torch.Tensor) else None))
+            hidden, shape = first_of(output), None
+            if isinstance(hidden, torch.Tensor):
+                shape = tuple(frames_first(hidden, layout.how).shape)
+            ran.append((layer, shape))
             if len(ran) > len(layout.blocks):
                 raise _Seen
 

@@ -334,8 +334,8 @@ def _hidden(backbone: Backbone, trace: _Trace) -> Site:
     known = (
         len(inputs) == 1
         and (down[0].entered.data_ptr(), tuple(down[0].entered.shape)) not in inputs
-        and tuple(down[0].entered.shape[:2]) == (frames, tokens)
-        and tuple(down[0].gave.shape) == (frames, tokens, backbone.channels)
+        and tuple(down[0].entered.shape[:2]) in ((frames, tokens), (tokens, frames))
+        and tuple(down[0].gave.shape) == (*down[0].entered.shape[:2], backbone.channels)
         and len({c.path for c in calls}) == len(calls)
     )
     if not known:
@@ -347,7 +347,10 @@ def _hidden(backbone: Backbone, trace: _Trace) -> Site:
             "modules={...}.",
         )  # fmt: skip
     shape = (down[0].entered.shape[2], *backbone.grid)
-    return Site((f"{trace.path}.{down[0].path}",), "input", True, "tokens", shape)
+    form: Literal["tokens", "sequence"] = (
+        "tokens" if down[0].entered.shape[0] == frames else "sequence"
+    )
+    return Site((f"{trace.path}.{down[0].path}",), "input", True, form, shape)
 
 
 _SITE: dict[str, Callable[[Backbone, _Trace], Site]] = {

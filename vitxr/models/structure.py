@@ -22,8 +22,8 @@ class Adapter:
     """What vitxr has to be told of a torch module that is not of transformers or timm.
 
     It is checked by running the module: each block once, in order, gives (frame, token,
-    channel); a change in one patch of the image changes that patch's token; classes are as many
-    as logits. How images become the module's input is said beside it:
+    channel) or (token, frame, channel); a change in one patch of the image changes that patch's
+    token; classes are as many as logits. How images become the module's input is said beside it:
     ``load_model(module, adapter=..., preprocess=...)``.
 
     Attributes
