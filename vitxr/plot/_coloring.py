@@ -11,15 +11,24 @@ import pandas as pd
 import xarray as xr
 
 from vitxr.errors import ArgumentError, DataError
-from vitxr.plot._style import SMALL, TEXT, VALUES, cyclic
+from vitxr.plot._style import SIGNED, SMALL, TEXT, VALUES, cyclic
 
-__all__ = ["LABELS", "Coloring", "class_key", "coloring", "patch_colors", "period"]
+__all__ = ["LABELS", "Coloring", "class_key", "coloring", "number_key", "patch_colors", "period"]
 
 #: What the points of an embedding may be coloured by, the default first.
 _BY: dict[str, tuple[str, ...]] = {
-    "neuron": ("feature_map", "patch_row", "patch_col", "both", "edge_distance", "label"),
-    "image": ("label", "image"),
-    "shift": ("offset_y", "offset_x"),
+    "neuron": (
+        "feature_map",
+        "patch_row",
+        "patch_col",
+        "both",
+        "edge_distance",
+        "label",
+        "cluster",
+        "response_maximum",
+    ),
+    "image": ("label", "image", "cluster"),
+    "shift": ("offset_y", "offset_x", "cluster"),
 }
 #: What is said of a point on hovering, where it is known.
 LABELS: dict[str, tuple[str, ...]] = {
@@ -27,11 +36,12 @@ LABELS: dict[str, tuple[str, ...]] = {
     "image": ("image", "label"),
     "shift": ("offset_y", "offset_x"),
 }
-_CLASSES = ("feature_map", "label", "image")
+_CLASSES = ("feature_map", "label", "image", "cluster")
 _NAMES = {
     "patch_row": "Patch row (0 at the top)",
     "patch_col": "Patch column (0 at the left)",
     "edge_distance": "Patches to the border",
+    "response_maximum": "Largest response",
     "offset_y": "Shift down, dy (px, circular)",
     "offset_x": "Shift right, dx (px, circular)",
 }
@@ -98,8 +108,10 @@ class Coloring:
     key: Callable[[Any, Any], None] | None = None
 
 
-def coloring(e: xr.Dataset, dim: str, color: str | None) -> Coloring:
+def coloring(e: xr.Dataset, dim: str, color: str | xr.DataArray | None) -> Coloring:
     """Colours of the points of an embedding of ``dim``, by ``color`` or the dimension's default."""
+    if isinstance(color, xr.DataArray):
+        return _given(e, dim, color)
     allowed = _BY[dim]
     if color is None:
         color = "image" if dim == "image" and "label" not in e.coords else allowed[0]
@@ -126,10 +138,7 @@ def coloring(e: xr.Dataset, dim: str, color: str | None) -> Coloring:
         return Coloring(color, "place", words, hexes, key=key)
     values = np.asarray(e[color].values)
     if color in _CLASSES:
-        number = color == "feature_map"
-        values = values if number else values.astype(str)
-        groups = [int(v) if number else str(v) for v in pd.unique(values)]
-        codes = pd.Index(groups).get_indexer(values)
+        groups, codes = _classes(values, ordered=color == "cluster")
         return Coloring(color, "class", words, codes, groups=groups)
     if dim == "shift":
         words = "By vertical shift" if color == "offset_y" else "By horizontal shift"
@@ -139,7 +148,50 @@ def coloring(e: xr.Dataset, dim: str, color: str | None) -> Coloring:
         limits, palette = (float(values.min()), float(values.max())), VALUES
         limits = limits if limits[1] > limits[0] else (limits[0] - 0.5, limits[0] + 0.5)
     label = _NAMES[color]
-    return Coloring(color, "number", words, values, [], palette, limits, label, _bar(label))
+    key = number_key(label, whole=color != "response_maximum")
+    return Coloring(color, "number", words, values, [], palette, limits, label, key)
+
+
+def _classes(values: np.ndarray, ordered: bool = False) -> tuple[list[Any], np.ndarray]:
+    """Classes in the order in which they stand, or by number, and the class of every point."""
+    number = values.dtype.kind in "iu"
+    values = values if number else values.astype(str)
+    found = np.unique(values) if ordered else pd.unique(values)
+    groups = [int(v) if number else str(v) for v in found]
+    return groups, pd.Index(groups).get_indexer(values)
+
+
+def _given(e: xr.Dataset, dim: str, color: xr.DataArray) -> Coloring:
+    """Colours by an array of the user's: numbers by a colour map, anything else by class."""
+    if color.dims != (dim,) or color.sizes[dim] != e.sizes[dim]:
+        sizes = ", ".join(f"{d}: {n}" for d, n in color.sizes.items())
+        raise ArgumentError(
+            f"color has the dims ({sizes}); expected one number or name for each point, ({dim}: "
+            f"{e.sizes[dim]}), such as f.{dim}_factor.sel(component=0)."
+        )
+    same = dim not in color.indexes or dim not in e.indexes
+    if not same and not color.indexes[dim].equals(e.indexes[dim]):
+        raise ArgumentError(
+            f"color is labelled by other {dim}s than the embedding, or in another order: take it "
+            "from what was embedded."
+        )
+    name, values = str(color.name or "color"), np.asarray(color.values)
+    label = str(color.attrs.get("long_name", name.replace("_", " ")))
+    for one in ("component", "pc"):
+        if one in color.coords and color[one].ndim == 0:
+            label += f" of {one} {int(color[one])}"
+    words, label = f"By {label}", label[:1].upper() + label[1:]
+    if values.dtype.kind not in "fiu":
+        groups, codes = _classes(values)
+        return Coloring(name, "class", words, codes, groups=groups)
+    known = values[np.isfinite(values)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    palette = VALUES
+    if low < 0 < high:
+        palette, high = SIGNED, max(-low, high)
+        low = -high
+    limits = (low, high) if high > low else (low - 0.5, low + 0.5)
+    return Coloring(name, "number", words, values, [], palette, limits, label, number_key(label))
 
 
 def _place(values: np.ndarray) -> np.ndarray:
@@ -155,7 +207,7 @@ def period(e: xr.DataArray | xr.Dataset, name: str) -> float:
     return float(known) if known else float(offsets[-1]) + step
 
 
-def _bar(label: str) -> Any:
+def number_key(label: str, whole: bool = False) -> Any:
     """Matplotlib hook: a slim colour bar beside the scatter."""
 
     def hook(plot: Any, element: Any) -> None:
@@ -165,7 +217,8 @@ def _bar(label: str) -> Any:
         inset = axis.inset_axes((_right(axis), 0.0, 0.035, 0.6), label=label)
         colorbar = axis.figure.colorbar(artist, cax=inset)
         colorbar.outline.set_visible(False)
-        inset.yaxis.get_major_locator().set_params(integer=True)
+        if whole:
+            inset.yaxis.get_major_locator().set_params(integer=True)
         inset.tick_params(labelsize=SMALL, length=2, width=0.5, pad=1.5)
         colorbar.set_label(label, fontsize=TEXT, labelpad=3)
         if label.startswith("Patch row"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from vitxr.plot._mosaic import (
     tile,
 )
 from vitxr.plot._select import described, image_titles
-from vitxr.plot._style import SMALL, VALUES, styled
+from vitxr.plot._style import SMALL, TEXT, VALUES, styled
 from vitxr.plot._underlay import Facets, underlay
 
 __all__ = ["GRID", "draw", "facets", "of_facet", "taken"]
@@ -193,35 +194,42 @@ def draw(
         values, raw = (np.concatenate([blank, v], axis=1) for v in (values, raw))
     rows, cols, height, width = values.shape
     left, foot = _room(ticks, axes)
-    scale = scale_for(cols * width * 1.06, largest=1.15, cell=max(height, width), room=6.3)
+    largest_cell = {1: 2.2, 2: 1.6, 3: 1.4}.get(max(rows, cols), 1.15)
+    scale = scale_for(cols * width * 1.06, largest=largest_cell, cell=max(height, width), room=6.3)
     gap = max(1, math.ceil((0.2 if ticks is None or rows == 1 else 0.2 + foot) / scale))
     if not own:
         gap = max(1, round(0.06 * width))
     mosaic, tiles = tile(values, gap=gap)
     scale = min(scale, 6.3 / tiles.shape[1])
     exact = {} if raw is values else {"value": tile(raw, gap=gap)[0]}
-    hook = side_bar(quantity + (f" ({unit})" if unit else ""), tiles, scale) if colorbar else None
+    label = f"{quantity} ({unit})" if unit else quantity
+    tall = min(tiles.shape[0] * scale, 1.2)
+    short = "\n".join(wrap(label, max(8, int(tall / (TEXT / 72 * 0.58)))))
+    hook = side_bar(short, tiles, scale) if colorbar else None
     picture = image(
         mosaic, quantity, unit, cmap=cmap, clim=clim, hook=hook, extra=exact, colorbar=colorbar
     )
     parts = [picture]
     if first:
-        said = {"title": f"{quantity} ({unit})" if unit else quantity, "scale_alpha": _OPACITY}
+        said = {"title": label, "scale_alpha": _OPACITY}
         picture = styled(picture, both={"alpha": _OPACITY}, bokeh={"colorbar_opts": said})
         parts = [underlay(array, cut, pixels, tiles, own, pale), picture]
     if boxes is not None:
         parts.append(_outlines(tiles, cut.count + first if own else rows * cols, boxes))
     edge = 0.05 / scale
-    words, names = _headings(cut, tiles, edge, first, own)
+    words, names = _headings(cut, tiles, edge, left / scale, first, own)
     if ticks is not None:
         words += _ticked(tiles, ticks, axes, scale, own, cut.count)
+    inner = values.reshape(-1, height, width)[: cut.count] if own and not first else values
+    if np.isnan(inner).any() and not first:  # or a map with gaps has no edge
+        parts.insert(0, _frames(tiles, cut.count if own else rows * cols))
     if lines:
         parts.append(_lines(tiles, cut.count if own else rows * cols, lines))
     return canvas(
         [*parts, *words],
         span=(tiles.shape[1], tiles.shape[0]),
         scale=scale,
-        margins=(names + left, 0.19, 0.8 if colorbar else 0.04, 0.04 + foot),
+        margins=(names + left, 0.19, 0.85 if colorbar else 0.04, 0.04 + foot),
         title=title + (f", {cut.said}" if cut.said else ""),
     )
 
@@ -238,7 +246,7 @@ def _with_cell(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def _headings(
-    cut: Facets, tiles: Tiles, edge: float, first: bool, own: bool
+    cut: Facets, tiles: Tiles, edge: float, left: float, first: bool, own: bool
 ) -> tuple[list[Words], float]:
     """Names of facets above each, or of rows and columns; inches that those of rows need."""
     if own:
@@ -253,7 +261,9 @@ def _headings(
     heads = ["image"] * first + cut.cols
     words = [
         Words([(tiles.x(j), -0.5 - edge, name) for j, name in enumerate(heads)], va="bottom"),
-        Words([(-0.5 - edge, tiles.y(i), name) for i, name in enumerate(cut.rows)], ha="right"),
+        Words(
+            [(-0.5 - edge - left, tiles.y(i), name) for i, name in enumerate(cut.rows)], ha="right"
+        ),
     ]
     return words, left_margin(cut.rows)
 
@@ -315,6 +325,21 @@ def _lines(tiles: Tiles, count: int, at: list[float]) -> Any:
         both={"color": "#ffffff"},
         mpl={"linewidth": 0.5},
         bokeh={"line_width": 1},
+    )
+
+
+def _frames(tiles: Tiles, count: int) -> Any:
+    """Pale ground below each map."""
+    from vitxr.plot._style import holoviews
+
+    boxes = []
+    for k in range(count):
+        below, across = tiles.block(*divmod(k, tiles.cols))
+        boxes.append((across.start - 0.5, below.start - 0.5, across.stop - 0.5, below.stop - 0.5))
+    return styled(
+        holoviews().Rectangles(boxes, kdims=["x0", "y0", "x1", "y1"]),
+        mpl={"facecolor": "#ececec", "linewidth": 0},
+        bokeh={"fill_color": "#ececec", "line_color": None},
     )
 
 

@@ -21,6 +21,7 @@ from vitxr.plot._select import (
 )
 from vitxr.plot._style import (
     OTHER_VALUES,
+    SIGNED,
     SMALL,
     VALUES,
     bar,
@@ -39,11 +40,13 @@ def factors(f: xr.Dataset, *, components: Any = None, title: str = "Factors") ->
     """Draw the factors of a fit: a row a component, by descending weight.
 
     At the left the neuron factor as small maps, one a feature map, in the order
-    of the tensor; a row has one colour scale, from 0 to the row's largest loading.
-    In the middle the loadings of the images as bars from 0, coloured by label. At
+    of the tensor; a row has one colour scale, from 0 to the row's largest loading, or if
+    any neuron loading is negative, of either sign to its largest magnitude. In the middle
+    the loadings of the images as bars from 0, coloured by label. At
     the right, if the tensor had shifts, the shift factor on the lattice of offsets,
     from its least to its largest loading, which are written beside it: loadings
-    over shifts often differ little, and a scale from 0 would hide how.
+    over shifts often differ little, and a scale from 0 would hide how; where
+    some are negative the scale is symmetric about zero.
 
     Parameters
     ----------
@@ -72,7 +75,8 @@ def factors(f: xr.Dataset, *, components: Any = None, title: str = "Factors") ->
     maps, numbers = neuron_maps(variable(f, "neuron_factor"))
     values = maps.transpose("component", "feature_map", "patch_row", "patch_col").values
     rank, _, height, width = values.shape
-    largest = np.nanmax(values, axis=(1, 2, 3), keepdims=True)
+    largest = np.nanmax(np.abs(values), axis=(1, 2, 3), keepdims=True)
+    signed = bool(np.nanmin(values) < 0)
     relative = np.divide(values, largest, out=np.zeros_like(values), where=largest > 0)
     relative[np.isnan(values)] = np.nan
     gap = max(1, round(0.1 * width))
@@ -87,12 +91,12 @@ def factors(f: xr.Dataset, *, components: Any = None, title: str = "Factors") ->
         image(
             mosaic,
             "Neuron loading / row's largest",
-            cmap=VALUES,
-            clim=(0.0, 1.0),
+            cmap=SIGNED if signed else VALUES,
+            clim=(-1.0 if signed else 0.0, 1.0),
             hook=bar(
                 "Loading / row's largest",
                 (-0.5, below + cbar[0] - 0.2 / scale, min(tiles.shape[1], 1.5 / scale), cbar[1]),
-                ticks=[0, 0.5, 1],
+                ticks=[-1, 0, 1] if signed else [0, 0.5, 1],
                 horizontal=True,
             ),
             extra={"loading": raw},
@@ -136,9 +140,8 @@ def factors(f: xr.Dataset, *, components: Any = None, title: str = "Factors") ->
                 image(
                     loadings[i],
                     f"Shift loading {i}",
-                    cmap=OTHER_VALUES,
-                    # one shade says that all are alike
-                    clim=(low, high) if high > low else (low - 0.5, high + 0.5),
+                    cmap=SIGNED if low < 0 else OTHER_VALUES,
+                    clim=_range(low, high),
                     origin=(left + pixel / 2, i * step - 0.5 + pixel / 2),
                     pixel=(pixel, pixel),
                     colorbar=False,
@@ -182,9 +185,18 @@ def _numbers(f: xr.Dataset) -> list[int]:
     return [int(n) for n in known]
 
 
+def _range(low: float, high: float) -> tuple[float, float]:
+    """Limits of the colours: symmetric about zero if loadings are signed."""
+    if low < 0:
+        return -max(-low, high), max(-low, high)
+    # one shade says that all are alike
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
 def _span(low: float, high: float) -> str:
     """Two loadings, to two digits of the larger; what is nothing beside it is 0."""
-    digits = max(0, 1 - int(np.floor(np.log10(high)))) if high > 0 else 0
+    most = max(abs(low), abs(high))
+    digits = max(0, 1 - int(np.floor(np.log10(most)))) if most > 0 else 0
     first, last = f"{low:.{digits}f}", f"{high:.{digits}f}"
     return first if high <= low else f"{first} to {last}"
 
@@ -198,16 +210,20 @@ def _bars(
     classes = list(pd.unique(np.asarray(labels, dtype=object)))
     colors = dict(zip(classes, categorical(len(classes)), strict=True))
     each = (right - left) / values.shape[1]
-    top = np.nanmax(values, axis=1)
+    top, least = np.nanmax(values, axis=1), np.minimum(np.nanmin(values, axis=1), 0.0)
+    # the base of the bars: at the foot of the row, or as high as negative ones need
+    span = np.maximum(top, 0.0) - least
+    base = np.arange(len(values)) * step - 0.5 + height
+    base += np.divide(least, span, out=np.zeros_like(span), where=span > 0) * height
     parts = []
     for label in classes:
         boxes = []
         for i, row in enumerate(values):
-            base = i * step - 0.5 + height
             for j in np.flatnonzero(np.asarray(labels, dtype=object) == label):
-                tall = row[j] / top[i] * height if top[i] > 0 else 0.0
+                tall = row[j] / span[i] * height if span[i] > 0 else 0.0
                 x = left + j * each
-                boxes.append((x + 0.08 * each, base - tall, x + 0.92 * each, base, row[j]))
+                ends = sorted((base[i] - tall, base[i]))
+                boxes.append((x + 0.08 * each, ends[0], x + 0.92 * each, ends[1], row[j]))
         parts.append(
             styled(
                 hv.Rectangles(boxes, ["x0", "y0", "x1", "y1"], "loading", label=label or "images"),
@@ -215,9 +231,7 @@ def _bars(
                 bokeh={"fill_color": colors[label], "line_color": None},
             )
         )
-    floor = [
-        (left, i * step - 0.5 + height, right, i * step - 0.5 + height) for i in range(len(values))
-    ]
+    floor = [(left, y, right, y) for y in base]
     parts.append(
         styled(
             hv.Segments(floor, ["x0", "y0", "x1", "y1"]),

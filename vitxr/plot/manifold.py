@@ -22,14 +22,14 @@ from vitxr.plot._style import (
     styled,
 )
 
-__all__ = ["embedding", "embedding_3d", "explained_variance", "patch_colors"]
+__all__ = ["axes_of", "embedded", "embedding", "embedding_3d", "explained_variance", "patch_colors"]
 
 _REMEDY = "Make the embedding with f.vit.embed()."
 #: Classes named in a key at most.
 _NAMED = 42
 
 
-def _axes(e: xr.Dataset, dim: str, pcs: tuple[int, ...]) -> tuple[list[np.ndarray], list[Any]]:
+def axes_of(e: xr.Dataset, dim: str, pcs: tuple[int, ...]) -> tuple[list[np.ndarray], list[Any]]:
     """Scores along the axes wanted, and their dimensions with the share of the variance."""
     hv = holoviews()
     score = e["score"].transpose(dim, "pc")
@@ -55,7 +55,7 @@ def _axes(e: xr.Dataset, dim: str, pcs: tuple[int, ...]) -> tuple[list[np.ndarra
     return columns, dims
 
 
-def _embedded(e: xr.Dataset) -> str:
+def embedded(e: xr.Dataset) -> str:
     """Check that ``e`` is an embedding, and tell of what dimension."""
     if not isinstance(e, xr.Dataset):
         raise DataError(f"expected an embedding Dataset; given: {described(e)}. {_REMEDY}")
@@ -69,8 +69,10 @@ def _embedded(e: xr.Dataset) -> str:
     )
 
 
-def _prepare(e: xr.Dataset, color: str | None, feature_map: int | None) -> tuple[str, Coloring]:
-    dim = _embedded(e)
+def _prepare(
+    e: xr.Dataset, color: str | xr.DataArray | None, feature_map: int | None
+) -> tuple[str, Coloring]:
+    dim = embedded(e)
     look = coloring(e, dim, color)
     if feature_map is not None:
         if dim != "neuron" or "feature_map" not in e.coords:
@@ -92,7 +94,7 @@ def _labels(e: xr.Dataset, dim: str) -> dict[str, np.ndarray]:
 
 def embedding(
     e: xr.Dataset,
-    color: str | None = None,
+    color: str | xr.DataArray | None = None,
     *,
     pcs: tuple[int, int] = (1, 2),
     feature_map: int | None = None,
@@ -110,7 +112,10 @@ def embedding(
         ``"patch_row"``, ``"patch_col"``, the place on the patch grid; ``"both"``, row
         and column at once, the corners of the grid having a colour each (see
         :func:`patch_colors`); ``"edge_distance"``, patches to the nearest border;
-        ``"label"``, if you gave the neurons one. Of images: ``"label"`` (default
+        ``"label"``, if you gave the neurons one; ``"cluster"`` of ``e.vit.cluster(6)``. Or an
+        array along the points, such as a loading, ``f.neuron_factor.sel(component=3)``, or
+        ``d.local_dimension``: numbers in a colour map, diverging if there are negative ones,
+        anything else as classes. Of images: ``"label"`` (default
         where there is one) or ``"image"``. Of shifts: ``"offset_y"`` (default) or
         ``"offset_x"``, in cyclic colours, because shifts are circular: the last is
         next to none.
@@ -132,7 +137,7 @@ def embedding(
     """
     hv = holoviews()
     dim, look = _prepare(e, color, feature_map)
-    (x, y), kdims = _axes(e, dim, tuple(pcs))
+    (x, y), kdims = axes_of(e, dim, tuple(pcs))
     labels = _labels(e, dim)
     if look.kind == "number":
         labels[look.name] = look.values
@@ -201,7 +206,7 @@ def _on_paper(plot: Any, element: Any) -> None:
 
 def embedding_3d(
     e: xr.Dataset,
-    color: str | None = None,
+    color: str | xr.DataArray | None = None,
     *,
     pcs: tuple[int, int, int] = (1, 2, 3),
     feature_map: int | None = None,
@@ -232,7 +237,7 @@ def embedding_3d(
     """
     hv = holoviews()
     dim, look = _prepare(e, color, feature_map)
-    columns, kdims = _axes(e, dim, tuple(pcs))
+    columns, kdims = axes_of(e, dim, tuple(pcs))
     kdims = [hv.Dimension(d.name, label=f"PC {pc}") for d, pc in zip(kdims, pcs, strict=True)]
     # 3-D scatters colour by number only: number the colours
     code, palette, limits, key = look.values, look.cmap, look.clim, look.key
