@@ -14,6 +14,7 @@ ROOT = Path(vitxr.__file__).parent
 ROOMS = [
     "_version",
     "errors",
+    "memory",
     "names",
     "stimuli",
     "models",

@@ -21,6 +21,7 @@ from vitxr.store import save, verify
 
 if TYPE_CHECKING:
     from vitxr import analysis, catalog, factor, models, plot, report
+    from vitxr.app import browse
     from vitxr.factor import factorize, fit_ensemble
     from vitxr.models import load_model
     from vitxr.stimuli import datasets
@@ -29,6 +30,7 @@ __all__ = [
     "ShiftGrid",
     "__version__",
     "analysis",
+    "browse",
     "catalog",
     "datasets",
     "errors",
@@ -56,6 +58,7 @@ __all__ = [
 # Loaded when first used: they stand on optional or slow packages.
 _LAZY = {
     "analysis": ("vitxr.analysis", None),
+    "browse": ("vitxr.app", "browse"),
     "catalog": ("vitxr.catalog", None),
     "datasets": ("vitxr.stimuli.datasets", None),
     "factor": ("vitxr.factor", None),

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vitxr import __version__
+from vitxr.cli.browse import add_browse
 from vitxr.cli.catalog import add_catalog
 from vitxr.cli.demo import add_demo
 from vitxr.cli.extract import add_extract
@@ -24,6 +25,7 @@ examples:
   vitxr demo                                     the whole analysis on the bundled model
   vitxr extract photos/ run.zarr --model google/vit-base-patch16-224 --layers 0,11
   vitxr factorize run.zarr factors.nc --layer 0 --rank 25
+  vitxr browse run.zarr --factors factors.nc
   vitxr verify run.zarr
   vitxr info run.zarr
   vitxr catalog lab.yaml --add run.zarr
@@ -93,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     add_demo(commands)
     add_extract(commands)
     add_factorize(commands)
+    add_browse(commands)
     add_verify(commands)
     add_info(commands)
     add_catalog(commands)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vitxr.cli.arguments import add_quiet, command, maps, numbers
 from vitxr.cli.show import amount
 from vitxr.errors import ArgumentError
+from vitxr.memory import available as _available
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -153,17 +153,3 @@ def _loaded(t: xr.DataArray) -> xr.DataArray:
     room = "" if available is None else f", and {amount(available)} of memory are available"
     print(f"The tensor has {amount(t.nbytes)}{room}: it is not loaded")
     return t
-
-
-def _available() -> int | None:
-    """Bytes of memory that are available to this process; None where nobody can tell."""
-    found = []
-    with contextlib.suppress(OSError, IndexError, ValueError):
-        known = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        found.append(int(known["MemAvailable"].split()[0]) * 1024)
-    if not found and "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):  # not on Windows
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container
-        with contextlib.suppress(OSError, ValueError):
-            found.append(int(Path("/sys/fs/cgroup", limit).read_text()))
-    return min(found, default=None)

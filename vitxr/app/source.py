@@ -1,0 +1,261 @@
+"""What is browsed: a store, perhaps factors of it, its images; read lazily, kept once read.
+
+One source serves all sessions of a server.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from vitxr.app.means import Means, means
+from vitxr.app.pixels import pixels
+from vitxr.errors import ArgumentError, DataError
+from vitxr.names import NEURON, SHIFT
+
+__all__ = ["Source", "open_source"]
+
+#: Feature maps whose neurons are shown where no factors say which.
+_MAPS = 20
+#: Things kept: frames, pixels, embeddings.
+_KEPT = 64
+
+
+def open_source(store: str | Path, factors: str | Path | None = None) -> Source:
+    """Open a store and a file of factors or of an ensemble.
+
+    Raises
+    ------
+    StoreError
+        If one of them is missing, unfinished or damaged.
+    DataError
+        If it holds something else, or the factors are of another model.
+    """
+    import vitxr.store
+
+    ds = vitxr.store.open_store(store)
+    found = None if factors is None else vitxr.store.open_store(factors)
+    where = (str(store), None if factors is None else str(factors))
+    return Source(ds, found, where=where)
+
+
+class Source:
+    """A Dataset of activations, and what goes with it.
+
+    Parameters
+    ----------
+    ds
+        As :func:`vitxr.open` opens a store of :func:`vitxr.extract`.
+    factors
+        Factors of a neuron tensor of ``ds``, or an ensemble of them.
+    stimuli
+        Its images, where they are not files.
+    where
+        The paths of both, for scripts.
+
+    Raises
+    ------
+    DataError
+        If ``ds`` has no activations, or the factors are not of it.
+    """
+
+    def __init__(
+        self,
+        ds: Any,
+        factors: Any = None,
+        stimuli: xr.Dataset | None = None,
+        where: tuple[str, str | None] | None = None,
+    ):
+        needed = {"image", "layer", *NEURON}
+        known = isinstance(ds, xr.Dataset) and "activation" in ds
+        if not known or not needed <= set(ds["activation"].dims):
+            raise DataError(
+                "expected a Dataset of vitxr.extract, with `activation` of (image, shift_y, "
+                f"shift_x, layer, feature_map, patch_row, patch_col); given: {type(ds).__name__} "
+                f"with {', '.join(map(str, getattr(ds, 'data_vars', ()))) or 'nothing'}."
+            )
+        self.ds = ds
+        self.stimuli = stimuli
+        self.where = where
+        self.ensemble = factors if isinstance(factors, xr.DataTree) else None
+        self._factors = factors if isinstance(factors, xr.Dataset) else None
+        self.layers = [int(v) for v in np.atleast_1d(ds["layer"].values)]
+        self.images = [str(v) for v in ds["image"].values]
+        self.feature_maps = [int(v) for v in ds["feature_map"].values]
+        self.grid = (ds.sizes["patch_row"], ds.sizes["patch_col"])
+        self.lattice = (ds.sizes.get("shift_y", 1), ds.sizes.get("shift_x", 1))
+        #: Pixels down, and to the right, of every place of the lattice.
+        self.offsets = np.zeros((2, *self.lattice), int)
+        for out, name in zip(self.offsets, ("offset_y", "offset_x"), strict=True):
+            if name in ds.coords:
+                values = np.asarray(ds[name].values)
+                out[:] = values[:, None] if ds[name].dims == (SHIFT[0],) else values
+        self.ranks: list[int] = []
+        if self.ensemble is not None:
+            names = [n for n in self.ensemble.children if n.startswith("rank_")]
+            self.ranks = sorted(int(n.removeprefix("rank_")) for n in names)
+        if factors is not None:
+            self._check(factors)
+        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def _check(self, factors: Any) -> None:
+        if self.ensemble is None and (
+            self._factors is None or "neuron_factor" not in self._factors
+        ):
+            raise DataError(
+                f"expected factors or an ensemble; given: {type(factors).__name__} with "
+                f"{', '.join(map(str, getattr(factors, 'data_vars', ()))) or 'nothing'}. Give what "
+                "vitxr factorize wrote."
+            )
+        if self.ensemble is not None and not self.ranks:
+            raise DataError("the ensemble has no ranks (rank_8, ...). Give what fit_ensemble made.")
+        mine, theirs = (x.attrs.get("model_fingerprint") for x in (self.ds, factors))
+        if mine and theirs and mine != theirs:
+            raise DataError(
+                f"the factors are of another model: fingerprint {theirs[:12]}, the store's is "
+                f"{mine[:12]}. Give factors of this store."
+            )
+        if self.factor_layer not in self.layers:
+            raise DataError(
+                f"the factors are of block {self.factor_layer}, and the store holds "
+                f"{', '.join(map(str, self.layers))}. Give factors of this store."
+            )
+
+    @property
+    def title(self) -> str:
+        """The store's name, and its model."""
+        name = Path(self.where[0].rstrip("/")).name if self.where else "a Dataset"
+        model = self.ds.attrs.get("model")
+        return f"{name}, {model}" if model else name
+
+    @property
+    def has_factors(self) -> bool:
+        """Whether factors were given."""
+        return self._factors is not None or self.ensemble is not None
+
+    @property
+    def factor_layer(self) -> int:
+        """The block that the factors are of."""
+        given: Any = self._factors if self.ensemble is None else self.ensemble
+        if "layer" not in given.attrs:
+            raise DataError(
+                "the factors do not say of which block they are (attribute `layer`). Give factors "
+                "of a tensor made with ds.vit.neuron_tensor."
+            )
+        return int(given.attrs["layer"])
+
+    def keep(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """Give what is kept under a key, made if it is not there."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        value = make()
+        with self._lock:
+            self._kept[key] = value
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return value
+
+    def factors(self, rank: int | None = None) -> xr.Dataset:
+        """Factors in memory: of an ensemble, the best replicate of a rank."""
+
+        def load() -> xr.Dataset:
+            if self._factors is not None:
+                from vitxr.plot._select import one_fit
+
+                return one_fit(self._factors).compute()
+            from vitxr.factor import best
+
+            if rank not in self.ranks:
+                raise ArgumentError(f"rank={rank}: the ensemble has {self.ranks}.")
+            assert self.ensemble is not None
+            return best(self.ensemble, rank).compute()
+
+        return self.keep(("factors", rank), load)
+
+    def neurons(self, layer: int, rank: int | None = None) -> xr.Dataset:
+        """The neurons that can be selected: of the factors, with their embedding, if there are.
+
+        Without factors, those of the most active maps of a layer, which have no places.
+        """
+
+        def make() -> xr.Dataset:
+            if self.has_factors:
+                from vitxr.analysis import embed
+
+                f = self.factors(rank)
+                return embed(f, n_components=min(10, f.sizes["component"]))
+            from vitxr.tensors import neuron_tensor
+
+            count = min(_MAPS, len(self.feature_maps))
+            t = neuron_tensor(self.ds, layer, feature_maps=count)
+            own = {n: c for n, c in t.coords.items() if c.dims == ("neuron",)}
+            return xr.Dataset(coords=own, attrs=t.attrs)
+
+        return self.keep(("neurons", None if self.has_factors else layer, rank), make)
+
+    def means(
+        self, layer: int, rank: int | None, tell: Callable[[int, int], None] | None = None
+    ) -> Means:
+        """Mean responses of the neurons; ``tell(done, of)`` is called as images are read."""
+        e = self.neurons(layer, rank)
+        maps = tuple(dict.fromkeys(int(v) for v in e["feature_map"].values))
+        layer = self.factor_layer if self.has_factors else layer
+        return self.keep(("means", layer, maps), lambda: means(self.ds, layer, e, tell))
+
+    def has_means(self, layer: int, rank: int | None) -> bool:
+        """Whether the mean responses are there already."""
+        e = self.neurons(layer, rank)
+        maps = tuple(dict.fromkeys(int(v) for v in e["feature_map"].values))
+        layer = self.factor_layer if self.has_factors else layer
+        return ("means", layer, maps) in self._kept
+
+    def pixels(self, image: str) -> np.ndarray:
+        """One image at the size at which the model takes it, uint8 (height, width, 3)."""
+        return self.keep(("pixels", image), lambda: pixels(self.ds, image, self.stimuli))
+
+    def label(self, image: str) -> str:
+        """Class of an image in brackets, or nothing."""
+        if "label" not in self.ds.coords:
+            return ""
+        label = str(self.ds["label"].sel(image=image).values)
+        return f" ({label})" if label else ""
+
+    def channel(self, layer: int, feature_map: int) -> int:
+        """The model's channel number of a stored map."""
+        if "channel" not in self.ds.coords:
+            return feature_map
+        return int(self.ds["channel"].sel(layer=layer, feature_map=feature_map))
+
+    def offset(self, shift_y: int, shift_x: int) -> tuple[int, int]:
+        """Pixels, down and to the right, of a place of the lattice."""
+        dy, dx = self.offsets[:, shift_y, shift_x].tolist()
+        return dy, dx
+
+    def frame(self, layer: int, image: str, shift_y: int, shift_x: int) -> xr.DataArray:
+        """All maps of one frame of a block, (feature_map, patch_row, patch_col)."""
+
+        def read() -> xr.DataArray:
+            one = self.ds["activation"].sel(layer=layer, image=image)
+            at = {"shift_y": shift_y, "shift_x": shift_x}
+            return one.isel({d: i for d, i in at.items() if d in one.dims}).compute()
+
+        return self.keep(("frame", layer, image, shift_y, shift_x), read)
+
+    def attention(self, layer: int, image: str, shift_y: int, shift_x: int) -> xr.DataArray:
+        """Attention of one frame of a block, (head, query, key)."""
+
+        def read() -> xr.DataArray:
+            one = self.ds["attention"].sel(layer=layer, image=image)
+            at = {"shift_y": shift_y, "shift_x": shift_x}
+            return one.isel({d: i for d, i in at.items() if d in one.dims}).compute()
+
+        return self.keep(("attention", layer, image, shift_y, shift_x), read)
