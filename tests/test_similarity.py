@@ -302,6 +302,10 @@ def test_chunks_are_not_cut_where_there_is_room():
         assert len(_walk.blocks([x], [8])) == 42
     with mock.patch.multiple(_walk, _BLOCK_BYTES=40 * frame):
         assert [b[0] for b in _walk.blocks([x], [8])] == [slice(0, 6), slice(6, 7)]
+    with mock.patch.multiple(
+        _walk, _BLOCK_BYTES=32 * frame
+    ):  # five rows, of which chunks have three
+        assert [b[0] for b in _walk.blocks([x], [8])] == list(rows)
 
 
 def test_only_what_is_asked_is_read():
