@@ -227,6 +227,13 @@ def test_queries_without_weight_on_patches_do_not_count():
     assert np.isnan(attention_distance(synthetic(weights))).all()
 
 
+def test_rows_that_do_not_sum_to_one():
+    """As rounded ones do not: entropy and distance are of what they sum to."""
+    weights = softmax(0, (2, 3, 7, 7))
+    for measure in (attention_entropy, attention_distance):
+        np.testing.assert_allclose(measure(synthetic(weights * 0.7)), measure(synthetic(weights)))
+
+
 def test_nan_is_in_all_that_it_is_part_of():
     """As of a store that is not whole."""
     weights = softmax(0, (2, 3, 7, 7))
