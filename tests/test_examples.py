@@ -90,3 +90,24 @@ def test_larger_than_memory(tmp_path):
     f = vitxr.open(tmp_path / "larger_than_memory" / "factors.nc")
     t = ds.vit.neuron_tensor(layer=5, feature_maps=None, normalize=False)
     np.testing.assert_allclose(f.vit.explained(t).objective, f.objective, rtol=1e-4)
+
+
+def test_equivariance_of_layers(tmp_path):
+    out = run([ROOT / "examples" / "equivariance_of_layers.py", "--step", "8"], tmp_path)
+    e = vitxr.open(tmp_path / "equivariance" / "digits.nc")
+    assert e.sizes["layer"] == 6
+    # Steps of 8 px are whole patches of 4: there is no other phase.
+    np.testing.assert_allclose(e.phase_error.squeeze(), e.equivariance_error, rtol=1e-6)
+    middle = e.equivariance_error.median("feature_map").values.round(2).tolist()
+    assert f"median of maps: {middle}" in out
+    assert (tmp_path / "equivariance" / "equivariance.pdf").stat().st_size > 5_000
+
+
+def test_exploring_the_manifold(tmp_path):
+    script = ROOT / "examples" / "exploring_the_manifold.py"
+    out = run([script, "--step", "8", "--maps", "3", "--rank", "4"], tmp_path)
+    grouped = vitxr.open(tmp_path / "manifold" / "embedding.nc")
+    counts = grouped.cluster.to_series().value_counts().sort_index().to_list()
+    assert f"clusters: {counts}" in out
+    assert sum(counts) == grouped.sizes["neuron"] == 192
+    assert grouped.sizes["pc"] == 3
