@@ -151,6 +151,45 @@ def test_categorical_colours_are_distinct():
     assert all(len(c) == 7 and int(c[1:], 16) >= 0 for c in categorical(60))
 
 
+#: Deuteranopia in linear sRGB: Machado, Oliveira and Fernandes (2009), severity 1.
+_DEUTERANOPIA = np.array(
+    [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ]
+)
+#: Linear sRGB to XYZ of a white of 1.
+_XYZ = np.array(
+    [
+        [0.4124564, 0.3575761, 0.1804375],
+        [0.2126729, 0.7151522, 0.0721750],
+        [0.0193339, 0.1191920, 0.9503041],
+    ]
+)
+
+
+def lab(color, blind):
+    """CIE L*a*b* of a hex colour as it is seen."""
+    c = np.array([int(color[k : k + 2], 16) / 255 for k in (1, 3, 5)])
+    c = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+    if blind:
+        c = np.clip(_DEUTERANOPIA @ c, 0, 1)
+    xyz = _XYZ @ c / _XYZ.sum(1)
+    f = np.where(xyz > (6 / 29) ** 3, np.cbrt(xyz), xyz / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+@pytest.mark.parametrize(("blind", "first", "later"), [(False, 25, 12), (True, 15, 8)])
+def test_colours_of_one_marker_are_told_apart(blind, first, later):
+    """A difference of 2.3 is just noticed; beyond the eighth class the markers differ as well."""
+    seen = [lab(c, blind) for c in categorical(24)]
+    for start, least in ((0, first), (8, later), (16, later)):
+        group = seen[start : start + 8]
+        apart = min(np.linalg.norm(a - b) for i, a in enumerate(group) for b in group[:i])
+        assert apart > least
+
+
 def test_stimuli_holds_every_image_and_label(stim):
     picture = plot.stimuli(stim, columns=2)
     values = rgb(parts(picture, "RGB")[0])

@@ -54,9 +54,9 @@ MARKERS = (
 #: Pixels per inch of a Bokeh picture.
 SCREEN = 110.0
 
-# Okabe and Ito's hues, the yellow darkened for white paper, black as grey; then
-# the same hues darker and lighter. With MARKERS, a class is told by hue and shape.
-_HUES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#c9b400", "#5f5f5f")
+# Okabe and Ito's hues, black as dark grey; a darker yellow would be their orange to red-green
+# blind eyes. Then the same hues darker and lighter. With MARKERS, a class is told by hue and shape.
+_HUES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#f0e442", "#3a3a3a")
 
 
 def holoviews() -> Any:

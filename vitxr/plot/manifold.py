@@ -238,7 +238,8 @@ def embedding_3d(
     hv = holoviews()
     dim, look = _prepare(e, color, feature_map)
     columns, kdims = axes_of(e, dim, tuple(pcs))
-    kdims = [hv.Dimension(d.name, label=f"PC {pc}") for d, pc in zip(kdims, pcs, strict=True)]
+    # without the share of the variance, for which there is no room
+    kdims = [hv.Dimension(d.name, label=d.label.split(" (")[0]) for d in kdims]
     # 3-D scatters colour by number only: number the colours
     code, palette, limits, key = look.values, look.cmap, look.clim, look.key
     if look.kind == "place":

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from vitxr.errors import DataError
+from vitxr.names import NEURON
 from vitxr.plot._facets import draw
 from vitxr.plot._mosaic import Words, canvas, image, scale_for, tile
 from vitxr.plot._select import described, neuron_maps
@@ -232,10 +233,8 @@ def _on_grid(array: xr.DataArray | xr.Dataset, name: str, remedy: str) -> xr.Dat
     values = array[name].reset_coords(drop=True) if array[name].dims == ("neuron",) else None
     if values is None:
         raise DataError(f"`{name}` is not along neuron: there is no patch grid. {remedy}")
-    labels = {
-        n: ("neuron", array[n].values) for n in ("feature_map", "patch_row", "patch_col")
-        if n in array.coords
-    }  # fmt: skip
+    places = [n for n in NEURON if n in array.coords]
+    labels = {n: ("neuron", array[n].values) for n in places}
     plain = xr.DataArray(np.asarray(values.values, dtype=np.float64), dims="neuron", coords=labels)
     return neuron_maps(plain)[0]
 
@@ -243,8 +242,8 @@ def _on_grid(array: xr.DataArray | xr.Dataset, name: str, remedy: str) -> xr.Dat
 def cluster(e: xr.Dataset, *, title: str = "Clusters on the patch grid") -> Any:
     """Draw the clusters of neurons on the patch grid, a map a feature map.
 
-    The same colours as in ``vitxr.plot.embedding(e, "cluster")``; clusters beyond the eighth are
-    numbered as well, since their colours are like those of others.
+    Colours are those of ``vitxr.plot.embedding(e, "cluster")``; clusters beyond the eighth are
+    numbered as well, their colours being like those of others.
 
     Parameters
     ----------
@@ -291,7 +290,6 @@ def cluster(e: xr.Dataset, *, title: str = "Clusters on the patch grid") -> Any:
         (tiles.x(k % wide), tiles.block(*divmod(k, wide))[0].start - 0.5 - edge, f"map {int(n)}")
         for k, n in enumerate(maps["feature_map"].values)
     ]
-    # of neurons beyond the eighth cluster hue alone does not tell
     marks = [(j, i, numbers[int(mosaic[i, j])]) for i, j in np.argwhere(mosaic >= 8)]
     words = [Words(heads, va="bottom")]
     if marks:
@@ -385,7 +383,7 @@ def project(
     parts = []
     looks = (("embedded", e, "#bdbdbd", "o"), ("placed", p, categorical(5)[4], "^"))
     for label, one, hue, marker in looks:
-        columns, kdims = axes_of(e if one is e else p, dim, tuple(pcs))
+        columns, kdims = axes_of(one, dim, tuple(pcs))
         if one is e:
             dims = kdims
         parts.append(
