@@ -134,10 +134,12 @@ def test_tabs_are_those_that_have_something_to_show(ds, factors, source):
         return [key for key, _ in App(s).header.tabs]
 
     assert tabs(source) == [
-        *("stimuli", "attention", "maps", "factors"),
+        *("stimuli", "attention", "maps", "movie", "factors"),
         *("embedding", "responses", "store"),
     ]
-    assert tabs(Source(ds.drop_vars("attention"))) == ["stimuli", "maps", "responses", "store"]
+    assert tabs(Source(ds.drop_vars("attention"))) == [
+        *("stimuli", "maps", "movie", "responses", "store")
+    ]
     t = ds.vit.neuron_tensor(layer=1, feature_maps=4)
     tree = t.vit.fit_ensemble([1, 2], replicates=2, progress=False)
     assert "rank" in tabs(Source(ds, tree))
@@ -174,10 +176,10 @@ def test_an_ensemble_is_walked_by_rank(ds, stim):
 
 
 def test_the_state_is_made_from_an_address(source):
-    state = State(source, ["stimuli"], how='{"rows":[0,1]}', layer=1, query_row=3)
+    state = State(source, ["stimuli"], how={"rows": [0, 1]}, layer=1, query_row=3)
     assert state.selection.count == 4 * 2 * 8
     assert (state.layer, state.query_row, state.query_col) == (1, 3, 4)
-    state.how = '{"rows":[0]}'
+    state.how = {"rows": [0]}
     assert state.selection is None
     assert "the first and the last" in state.problem
     with pytest.raises(ValueError, match="layer"):

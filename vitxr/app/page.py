@@ -23,6 +23,7 @@ from vitxr.app.views.contents import Contents
 from vitxr.app.views.embedding import Embedding
 from vitxr.app.views.factors import Factors, Rank
 from vitxr.app.views.maps import FeatureMaps
+from vitxr.app.views.movie import Film
 from vitxr.app.views.responses import Responses
 from vitxr.app.views.stimuli import Stimuli
 from vitxr.errors import VitxrError
@@ -49,6 +50,8 @@ def _views(source: Source) -> list[type[View]]:
     if "attention" in source.ds:
         views.append(Attention)
     views.append(FeatureMaps)
+    if source.lattice != (1, 1):
+        views.append(Film)
     if source.has_factors:
         views += [Factors, *([Rank] if source.ensemble is not None else []), Embedding]
     return [*views, Responses, Contents]
@@ -93,7 +96,8 @@ class App(pn.viewable.Viewer):
             styles={"padding": "14px 16px"},
         )
         self.side = side
-        self._layout = pn.Column(self.header, body, sizing_mode="stretch_width")
+        self.notice = prose("", visible=False, styles={"padding": "8px 16px 0"})
+        self._layout = pn.Column(self.header, self.notice, body, sizing_mode="stretch_width")
         self.header.param.watch(lambda e: setattr(self.state, "tab", e.new), "tab")
         self.header.param.watch(lambda e: setattr(self.state, "theme", e.new), "theme")
         watched = [n for n in self.state.param if n not in ("name", "selection", "how")]
@@ -106,6 +110,12 @@ class App(pn.viewable.Viewer):
         """Show the first view."""
         self.header.param.update(tab=self.state.tab, theme=self.state.theme)
         self._show()
+
+    def tell_address(self, wrong: dict[str, Any]) -> None:
+        """Say what of the address cannot be shown here."""
+        parts = ", ".join(f"{ADDRESS[name]}={str(value)[:60]}" for name, value in wrong.items())
+        text = html.escape(f"Of the address this was left out, as the store has no such: {parts}.")
+        self.notice.param.update(object=f'<p class="bad">{text}</p>', visible=True)
 
     @property
     def view(self) -> View:

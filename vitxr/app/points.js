@@ -329,11 +329,11 @@ export function render({ model, el }) {
     const rows = camera.rows(axes);
     // What the browser itself finds inside, to compare with what the server says.
     root.own = () => inside(...project(places, rows, n, axes), corners);
-    root.chosen = () => chosen;
     drawn = { polygon: corners, camera: rows };
     model.send_msg({ polygon: corners, camera: rows });
   }
 
+  root.chosen = () => chosen;
   model.on("positions", take);
   model.on("colors", recolor);
   model.on("serial", remask);

@@ -31,8 +31,7 @@ def session(source: Source) -> Any:
     """A page for one session, that follows its address and is followed by it."""
     app = App(source)
     if pn.state.location is not None:
-        wrong: dict[str, Any] = {}
-        pn.state.location.sync(app.state, ADDRESS, on_error=wrong.update)
+        pn.state.location.sync(app.state, ADDRESS, on_error=app.tell_address)
     app.start()
     return app
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import param
@@ -42,7 +43,7 @@ class State(param.Parameterized):
     axes = param.Selector(default=2, objects=[2, 3], doc="Axes of the embedding.")
     theme = param.Selector(default="light", objects=["light", "dark"])
     name_of_selection = param.String("selection")
-    how = param.String("", doc="How the selection was made, as JSON; empty where there is none.")
+    how = param.Dict({}, doc="How the selection was made; empty where there is none.")
     selection = param.Parameter(None, doc="The selection, or None.")
     problem = param.String("", doc="Why a selection could not be made.")
 
@@ -78,10 +79,10 @@ class State(param.Parameterized):
     def choose(self, selection: Selection | None) -> None:
         """Select neurons, or none."""
         if selection is None:
-            self.param.update(selection=None, how="", problem="")
+            self.param.update(selection=None, how={}, problem="")
         else:
             named = selection.called(self.name_of_selection)
-            self.param.update(selection=named, how=named.to_json(), problem="")
+            self.param.update(selection=named, how=named.how, problem="")
 
     def neurons(self) -> Any:
         """The neurons that can be selected now."""
@@ -90,7 +91,7 @@ class State(param.Parameterized):
     @param.depends("how", watch=True)
     def _remake(self) -> None:
         """Make the selection that the address tells of."""
-        if self.selection is not None and self.selection.to_json() == self.how:
+        if self.selection is not None and self.selection.how == self.how:
             return
         if not self.how:
             self.selection = None
@@ -98,7 +99,7 @@ class State(param.Parameterized):
         try:
             made = select(self.neurons(), self.how, self.name_of_selection)
         except VitxrError as error:
-            self.param.update(selection=None, how="", problem=str(error))
+            self.param.update(selection=None, how={}, problem=str(error))
         else:
             self.param.update(selection=made, problem="")
 
@@ -108,13 +109,13 @@ class State(param.Parameterized):
         if not self.how or (self.source.has_factors and self.source.ensemble is None):
             return
         try:
-            if '"polygon"' in self.how:
+            if '"polygon"' in json.dumps(self.how):
                 raise ArgumentError(
                     "the lasso was around points of another embedding: draw it again."
                 )
             made = select(self.neurons(), self.how, self.name_of_selection)
         except VitxrError as error:
-            self.param.update(selection=None, how="", problem=str(error))
+            self.param.update(selection=None, how={}, problem=str(error))
         else:
             self.param.update(selection=made, problem="")
 
