@@ -277,14 +277,9 @@ def cluster(e: xr.Dataset, *, title: str = "Clusters on the patch grid") -> Any:
     mosaic, tiles = tile(cells.reshape(down, wide, height, width), gap=math.ceil(0.17 / scale))
     scale = min(scale, 6.6 / tiles.shape[1])
     hues = categorical(len(numbers))
-    picture = image(
-        mosaic,
-        "Cluster",
-        cmap=hues,
-        clim=(-0.5, len(numbers) - 0.5),
-        colorbar=False,
-        extra={"number": _numbered(mosaic, numbers)},
-    )
+    number = {"number": _numbered(mosaic, numbers)}
+    reach = (-0.5, len(numbers) - 0.5)
+    picture = image(mosaic, "Cluster", cmap=hues, clim=reach, colorbar=False, extra=number)
     edge = 0.04 / scale
     heads = [
         (tiles.x(k % wide), tiles.block(*divmod(k, wide))[0].start - 0.5 - edge, f"map {int(n)}")
