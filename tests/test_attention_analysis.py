@@ -355,3 +355,10 @@ def test_accessor(att):
     xr.testing.assert_identical(m.vit.mass_mask(0.3), mass_mask(m, 0.3))
     with pytest.raises(AttributeError, match="a method of an extraction"):
         m.vit.attention_rollout()
+
+
+def test_a_mask_of_negative_values_is_refused():
+    m = xr.DataArray([[0.5, -0.1]], dims=("patch_row", "patch_col"))
+    for given_map in (m, m.chunk()):
+        with pytest.raises(DataError, match=r"negative values.*clip\(min=0\)"):
+            mass_mask(given_map).compute()

@@ -114,3 +114,11 @@ def test_other_dimensions_and_tucker():
 def test_refused(f, arguments, error, message):
     with pytest.raises(error, match=message):
         embed(f, **arguments)
+
+
+@pytest.mark.parametrize("new", ["neuron_factor", None])
+def test_what_is_projected_is_a_dataset(new):
+    rows = np.array([[2.0, 0.0], [0.0, 0.1], [-2.0, 0.0], [0.0, -0.1]])
+    f = xr.Dataset({"neuron_factor": (("neuron", "component"), rows)})
+    with pytest.raises(DataError, match=r"expected a Dataset with neuron_factor.*transform"):
+        embed(f).vit.project(None if new is None else f[new])

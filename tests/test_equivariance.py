@@ -436,3 +436,15 @@ def test_refusals():
         attention.vit.unshift("attention")
     with pytest.raises(DataError, match="`activation` is empty along image"):
         ds.isel(image=[]).vit.unshift()
+
+
+@pytest.mark.parametrize("dim", ["patch_row", "patch_col"])
+def test_patches_in_another_order_are_refused(dim):
+    ds = vitxr.catalog.open("activations.digits")
+    turned = ds.isel({dim: slice(None, None, -1)})
+    for method in (turned.vit.equivariance, turned.vit.unshift):
+        with pytest.raises(DataError, match=rf"{dim} does not run from 0 to 7.*sortby\('{dim}'\)"):
+            method()
+    xr.testing.assert_identical(
+        turned.sortby(dim).vit.unshift().compute(), ds.vit.unshift().compute()
+    )

@@ -501,3 +501,13 @@ def test_refusals(monkeypatch):
         ds.vit.rdm()
     with pytest.raises(ArgumentError, match=r"16 matrices between 7 images.*smaller batch_size"):
         ds.vit.cka(across="shift")
+
+
+@pytest.mark.parametrize("measure", ["cka", "rsa"])
+@pytest.mark.parametrize(
+    "other", ["run.zarr", 5, vitxr.catalog.open("activations.digits").activation]
+)
+def test_the_other_is_a_dataset(measure, other):
+    ds = vitxr.catalog.open("activations.digits")
+    with pytest.raises(ArgumentError, match=r"other is a .*; expected a Dataset.*vitxr\.open"):
+        getattr(ds.vit, measure)(other)

@@ -80,6 +80,13 @@ def rolls(ds: xr.Dataset, x: xr.DataArray, relative: bool) -> Rolls:
             f"`{x.name}` was rolled back already, as its coordinate phase_y says: "
             "take the Dataset as vitxr.extract made it."
         )
+    for name in ("patch_row", "patch_col"):
+        if name in x.coords and not np.array_equal(x[name], np.arange(x.sizes[name])):
+            raise DataError(
+                f"{name} does not run from 0 to {x.sizes[name] - 1} in order, and frames are "
+                "rolled in the order of the grid. Keep all patches, and sort them: "
+                f"ds.sortby({name!r})."
+            )
     found = []
     for along, (name, side) in enumerate((("y", "height"), ("x", "width"))):
         offset = x.coords.get(f"offset_{name}")

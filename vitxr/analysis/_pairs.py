@@ -23,6 +23,11 @@ def pair(
     """Take the activations of both, and where each has the images of the first."""
     if across not in get_args(Across):
         raise ArgumentError(f"across={across!r}: expected 'layer' or 'shift'.")
+    if not isinstance(other, xr.Dataset | None):
+        raise ArgumentError(
+            f"other is a {type(other).__name__}; expected a Dataset of another extraction, such as "
+            "vitxr.open('other.zarr')."
+        )
     x = frames(ds, variable)
     written(x)
     n = x.sizes["image"]

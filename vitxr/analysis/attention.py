@@ -198,7 +198,8 @@ def mass_mask(values: xr.DataArray, mass: float = 0.6) -> xr.DataArray:
     Raises
     ------
     ArgumentError, DataError
-        If the share is out of range, or the map has no patch grid.
+        If the share is out of range, the map has no patch grid or, when it is computed, negative
+        values.
 
     References
     ----------
@@ -260,6 +261,11 @@ def _mean_entropy(weights: np.ndarray) -> np.ndarray:
 
 
 def _mask(values: np.ndarray, mass: float) -> np.ndarray:
+    if (values < 0).any():
+        raise DataError(
+            "mass_mask: the map has negative values, which hold no share of its sum. Give one of "
+            "values of 0 or more, such as map.clip(min=0)."
+        )
     flat = values.reshape(*values.shape[:-2], -1).astype(np.float64)
     by_size = np.argsort(-flat, axis=-1, kind="stable")
     held = np.cumsum(np.take_along_axis(flat, by_size, -1), -1)

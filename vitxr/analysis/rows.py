@@ -19,6 +19,11 @@ _BLOCK = 4_000_000
 def factor_rows(f: xr.Dataset, dim: str) -> xr.DataArray:
     """Return ``<dim>_factor`` as (dim, component), float64, checked."""
     name = f"{dim}_factor"
+    if not isinstance(f, xr.Dataset):
+        raise DataError(
+            f"expected a Dataset with {name}, not a {type(f).__name__}: from t.vit.factorize, or "
+            "of new neurons, images or shifts from f.vit.transform(t)."
+        )
     if name not in f.data_vars:
         have = [str(v) for v in f.data_vars if str(v).endswith("_factor")]
         raise DataError(
