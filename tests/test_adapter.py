@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,9 @@ class Block(nn.Module):
 class Own(nn.Module):
     """Two class-like tokens, patches of 4 x 8 px, an order of patches to choose."""
 
-    def __init__(self, size=(16, 32), prefix=1, columns_first=False, after=0, twice=False):
+    def __init__(
+        self, size=(16, 32), prefix=1, columns_first=False, after=0, twice=False, serpentine=False
+    ):
         super().__init__()
         torch.manual_seed(0)
         rows, columns = size[0] // 4, size[1] // 8
@@ -53,10 +56,15 @@ class Own(nn.Module):
         self.stack = nn.ModuleList(Block(24, 3) for _ in range(4))
         self.head = nn.Linear(24, 3)
         self.prefix, self.columns_first, self.twice = prefix, columns_first, twice
+        self.serpentine = serpentine
 
     def forward(self, images):
         cells = self.cut(images)
         cells = cells.transpose(2, 3) if self.columns_first else cells
+        if self.serpentine:
+            cells = torch.stack(
+                [r.flip(-1) if i % 2 else r for i, r in enumerate(cells.unbind(2))], 2
+            )
         cells = cells.flatten(2).transpose(1, 2)
         before, after = self.extra.split(
             [self.prefix - 1, self.extra.shape[1] - self.prefix + 1], 1
@@ -154,6 +162,8 @@ def test_copies_keep_what_was_told():
         ({}, {"blocks": ["stack.1", "stack.0"]}, r"run in the order \[1, 0\]"),
         ({"twice": True}, {}, r"run in the order \[0, 0, 1, 1"),
         ({"columns_first": True, "size": (16, 64)}, {"input_size": (16, 64)}, "row by row"),
+        ({"serpentine": True}, {}, "row by row"),
+        ({"serpentine": True, "size": (12, 32)}, {"input_size": (12, 32)}, "row by row"),
         ({"after": 1}, {}, r"Expected prefix tokens, then one token a patch"),
         ({"prefix": 2}, {}, r"2 tokens stand before the patches; the adapter names 1"),
     ],
@@ -281,6 +291,31 @@ def test_models_of_equal_weights_are_told_apart():
         fingerprint(blocks=["layers.0", "layers.2"]),
     ]
     assert len({fingerprint(), *others}) == 6
+
+
+def test_functions_that_a_module_holds_are_told_apart():
+    def fingerprint(act):
+        module = Own()
+        for block in module.stack:
+            block.act = act
+        return vitxr.load_model(module, adapter=ADAPTER).fingerprint
+
+    def leaky(slope):
+        return lambda x: nn.functional.leaky_relu(x, slope)
+
+    gelu, tanh = (partial(nn.functional.gelu, approximate=how) for how in ("none", "tanh"))
+    acts = [gelu, tanh, leaky(0.1), leaky(0.2), lambda x: x * 2, lambda x: x * 3, {"by": gelu}]
+    found = [fingerprint(act) for act in acts]
+    assert len(set(found)) == len(acts)
+    assert [fingerprint(act) for act in (partial(gelu), leaky(0.1))] == [found[0], found[2]]
+
+
+def test_what_a_pass_leaves_in_a_module_does_not_count():
+    module = Own()
+    model = vitxr.load_model(module, adapter=ADAPTER)
+    before = model.fingerprint
+    module.stack[0].map, module.stack[1].maps = torch.rand(3), [torch.rand(2)]
+    assert model.fingerprint == before
 
 
 def test_numpy_numbers_are_numbers():

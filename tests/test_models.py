@@ -4,6 +4,7 @@ import json
 import pickle
 import re
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -392,9 +393,51 @@ def test_what_changes_numbers_is_in_the_fingerprint():
 
     same, other = model(), model(layer_norm_eps=0.5)
     assert same.fingerprint == model().fingerprint != other.fingerprint
+    # A part that is exchanged in memory, of which the configuration says nothing.
+    changed = model()
+    (act,) = (n for n, m in changed.blocks[1].mlp.named_children() if "GELU" in type(m).__name__)
+    setattr(changed.blocks[1].mlp, act, torch.nn.ReLU())
+    assert changed.fingerprint != same.fingerprint
     # How attention is computed is rounding.
     same.module.set_attn_implementation("eager")
     assert same.fingerprint == model().fingerprint
+
+
+def test_a_hook_hung_after_extract_is_refused():
+    stim = vitxr.open_images({"one": np.zeros((1, 32, 32, 3), np.uint8)})
+    model = vitxr.load_model("digits")
+    ds = vitxr.extract(stim, model, layers=[2], shifts=None)
+    before = ds.activation.values
+    handle = model.blocks[1].register_forward_hook(zero)
+    with pytest.raises(ModelError, match="weights or hooks were changed after extract"):
+        ds.activation.compute()
+    hooked = vitxr.extract(stim, model, layers=[2], shifts=None)
+    assert not np.array_equal(hooked.activation.values, before)
+    handle.remove()
+    with pytest.raises(ModelError, match="weights or hooks were changed after extract"):
+        hooked.activation.compute()
+    np.testing.assert_array_equal(ds.activation.values, before)
+
+
+def test_copies_beside_a_pass_are_without_its_hooks():
+    """A pass in another thread has hooks on the module; a copy waits until they are gone."""
+    model, other = vitxr.load_model("digits"), []
+    beside = threading.Thread(
+        target=lambda: other.append((model.hooks(), model.cast("bfloat16").hooks()))
+    )
+
+    def start(*_):
+        if not other and not beside.ident:
+            beside.start()
+            beside.join(0.5)
+
+    handle = model.blocks[1].register_forward_hook(start)
+    own = model.hooks()
+    capture(model, torch.zeros((1, 3, 32, 32)), [0, 3], ["activation", "embedding"])
+    beside.join()
+    handle.remove()
+    assert [len(found) for found in other[0]] == [1, 1]
+    assert other[0][0][0].split(" (")[0] == own[0].split(" (")[0]
 
 
 def test_hooks_of_one_name_are_told_apart():

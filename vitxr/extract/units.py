@@ -122,6 +122,7 @@ def _forward(
     import torch
 
     model = reference.model()
+    reference.check()
     weights = next(model.module.parameters())
     still = [torch.as_tensor(i, device=weights.device).to(weights.dtype) for i in images]
     finite = True

@@ -17,6 +17,7 @@ from vitxr.models.backbone import Backbone, from_module
 from vitxr.models.folder import load_folder, processor_given, processor_of
 from vitxr.models.identity import duplicate, versions
 from vitxr.models.locate import BUNDLED, locate
+from vitxr.models.passes import exclusive
 from vitxr.models.preprocess import Preprocess, output_size
 from vitxr.models.structure import Adapter, pair, tower
 
@@ -161,7 +162,8 @@ class Reference:
     def __init__(self, model: Backbone, fingerprint: str):
         self._model: Backbone | None = model
         self._load = None if model.spec is None or model.hooks() else (*model.spec, fingerprint)
-        self._versions = versions(model.module)
+        with exclusive():
+            self._versions = versions(model.module)
         #: Frames a pass may have, once the device's memory has turned out to be too small for more.
         self.limit: int | None = None
 
@@ -171,13 +173,16 @@ class Reference:
             assert self._load is not None
             with _loading:  # or threads that come together would load one each
                 return _load_once(*self._load)
-        if self._versions and versions(self._model.module) != self._versions:
-            raise ModelError(
-                "the model's weights were changed after extract was called, and this lazy result "
-                "is computed only now. Call extract again, or .load() its results before the "
-                "weights change."
-            )
         return self._model
+
+    def check(self) -> None:
+        """Raise if the model's weights or hooks are not those it had; no pass may be under way."""
+        if self._model and self._versions and versions(self._model.module) != self._versions:
+            raise ModelError(
+                "the model's weights or hooks were changed after extract was called, and this "
+                "lazy result is computed only now. Call extract again, or .load() its results "
+                "before they change."
+            )
 
     def on(self, device: str) -> Reference:
         """Return the same model on another device; it is loaded or moved when it is used."""

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from vitxr.errors import ModelError
-from vitxr.models.backbone import Backbone
 
 if TYPE_CHECKING:
     import torch
+
+    from vitxr.models.backbone import Backbone
 
 __all__ = ["Enough", "exclusive", "is_out_of_memory", "undisturbed", "unhooked"]
 

@@ -129,7 +129,7 @@ def _blank(module: Any) -> Iterator[None]:
 
 
 def _frames(module: Any, layout: Layout) -> torch.Tensor:
-    """Blank frames; all but the first have something in one patch: first, end of row, last row."""
+    """Blank frames; all but the first have something in one patch: first, end of row, late row."""
     import torch
 
     weight = next(p for p in module.parameters() if p.is_floating_point())
@@ -144,7 +144,8 @@ def _frames(module: Any, layout: Layout) -> torch.Tensor:
 
 
 def _places(rows: int, columns: int) -> list[tuple[int, int]]:
-    return [(0, 0), (0, columns - 1), (rows - 1, 0)]
+    # Of the last two rows, the one that a serpentine order would run through backwards.
+    return [(0, 0), (0, columns - 1), (max(rows - 1 - rows % 2, 0), 0)]
 
 
 def _entering(
