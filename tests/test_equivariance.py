@@ -349,6 +349,19 @@ def test_constant_maps_and_single_images_are_nan():
     assert np.isnan(e.invariance).all()
 
 
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 7.7, 1e-9])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_constant_map_is_not_a_perfect_one(value, dtype):
+    """Its mean may not be itself exactly."""
+    ds = random(grid=(7, 7), patch=(4, 4), step=4)
+    ds["activation"] = ds.activation.where(ds.feature_map != 4, value).astype(dtype)
+    e = ds.vit.equivariance()
+    for name in ("equivariance_error", "still_error", "error_map", "phase_error", "invariance"):
+        assert np.isnan(e[name].sel(feature_map=4)).all(), name
+        assert np.isfinite(e[name].sel(feature_map=3)).any(), name
+    assert (e.variance.sel(feature_map=4) == 0).all()
+
+
 def test_any_variable_on_the_patch_grid(stim, model):
     """Attention output, MLP, queries of a head, a module with and without layers."""
     ds = vitxr.extract(

@@ -192,10 +192,13 @@ def summary(sums: Sums, count: Array, first: int) -> Sums:
         within = (sums["image_squares"] - sums["image_sum"] ** 2 / shifts).sum(0)
         within = np.maximum(within, 0) / (n * (shifts - 1))
         between = shifts * between / (n - 1) if n > 1 else np.full_like(between, np.nan)
+        between = np.where(variance == 0, np.nan, between)
         compared = count.copy()
         compared[first] -= 1  # the reference differs from itself by nothing
+        # What is left of maps that do not vary is rounding.
+        variance = np.where(variance > 1e-28 * (mean**2).mean(0), variance, 0 * variance)
         # Two values drawn at random differ by this much.
-        unit = 2 * n * patches * variance
+        unit = np.where(variance == 0, np.nan, 2 * n * patches * variance)
         # Every patch of the grid is looked at once in each frame.
         each = sums["error"] / (shifts - 1) / (unit / patches)[..., None, None]
         return {
