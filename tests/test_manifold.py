@@ -241,6 +241,25 @@ def test_new_points_of_a_ring_fall_between(n_neighbors):
     np.testing.assert_allclose(new.score, middle, atol=1e-3 * abs(middle).max())
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("n_neighbors", [12, 59])
+def test_extension_is_the_literal_one(alpha, n_neighbors):
+    """Points of no constant density, new ones among them and one that is known."""
+    rng = np.random.default_rng(0)
+    rows = rng.random((60, 3)) ** 2
+    new = np.concatenate([rng.random((5, 3)), rows[3:4]])
+    options = {"alpha": alpha, "n_neighbors": n_neighbors, "scale_neighbor": 5}
+    e = embed(factors(rows), 3, "diffusion", time=2.0, **options)
+    values, vectors = literal(rows, n_neighbors, 5, alpha)
+    for x, found in zip(new, project(e, factors(new)).score.values, strict=True):
+        d = np.linalg.norm(rows - x, axis=1)
+        scale = sorted(d[d > 0])[4]
+        weight = np.exp(-(d**2) / (scale * e.bandwidth.values)) / e.kernel_density.values**alpha
+        weight[np.argsort(d)[n_neighbors + 1 :]] = 0
+        psi = weight @ vectors[:, :3] / weight.sum() / values[:3]
+        np.testing.assert_allclose(found, psi * values[:3] ** 2, rtol=1e-7, atol=1e-8)
+
+
 def test_isomap_projects_as_scikit_learn():
     rows, _ = ring(80)
     new = rows[:7] * 1.05
