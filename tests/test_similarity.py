@@ -157,18 +157,20 @@ def test_independent_representations():
 
 def test_floors_are_of_permuted_images():
     ds = make(n=6).isel(shift_y=[0])
-    c = ds.vit.cka(shuffles=5, random_state=2)
+    c = ds.vit.cka(shuffles=30, random_state=2)
     rng = np.random.default_rng((2, 1))
     found = []
-    for _ in range(5):
+    for _ in range(30):
         p = rng.permutation(6)
         pairs = [(rows(ds, 0, 0, x), rows(ds, 2, 0, x)) for x in (0, 1)]
         cross = sum(hsic_1(x @ x.T, y[p] @ y[p].T) for x, y in pairs)
         own, other = (sum(hsic_1(v[i] @ v[i].T, v[i] @ v[i].T) for v in pairs) for i in (0, 1))
         found.append(cross / np.sqrt(own * other))
     np.testing.assert_allclose(c.cka_floor_mean[0, 2], np.mean(found))
-    np.testing.assert_allclose(c.cka_floor_quantile[0, 2], np.quantile(found, 0.95))
-    xr.testing.assert_identical(c, ds.vit.cka(shuffles=5, random_state=2))
+    np.testing.assert_allclose(
+        c.cka_floor_quantile[0, 2], np.quantile(found, 0.95, method="weibull")
+    )
+    xr.testing.assert_identical(c, ds.vit.cka(shuffles=30, random_state=2))
 
 
 def test_large_values_with_small_differences():
@@ -197,7 +199,7 @@ def test_rdm_is_scipys(metric, dtype):
 @pytest.mark.parametrize("metric", ["correlation", "euclidean"])
 def test_rsa_is_scipys(metric):
     ds = make(n=6)
-    r = validate(ds.vit.rsa(metric=metric, shuffles=4, random_state=5))
+    r = validate(ds.vit.rsa(metric=metric, shuffles=25, random_state=5))
     frames = list(np.ndindex(2, 2))
     far = {
         (layer, *f): pdist(rows(ds, layer, *f), metric)
@@ -211,12 +213,13 @@ def test_rsa_is_scipys(metric):
     np.testing.assert_allclose(s.rsa.isel(layer=1)[0, 1, 1, 0], true)
     rng = np.random.default_rng((5, 1))
     shuffled = []
-    for p in [rng.permutation(6) for _ in range(4)]:
+    for p in [rng.permutation(6) for _ in range(25)]:
         moved = [squareform(squareform(far[2, *f])[np.ix_(p, p)]) for f in frames]
         each = [spearmanr(far[0, *f], m)[0] for f, m in zip(frames, moved, strict=True)]
         shuffled.append(np.mean(each))
     np.testing.assert_allclose(r.rsa_floor_mean[0, 2], np.mean(shuffled))
-    np.testing.assert_allclose(r.rsa_floor_quantile[0, 2], np.quantile(shuffled, 0.95))
+    floor = np.quantile(shuffled, 0.95, method="weibull")
+    np.testing.assert_allclose(r.rsa_floor_quantile[0, 2], floor)
 
 
 def test_rsa_with_ties():
@@ -407,6 +410,25 @@ def test_a_model_runs_once(stim, model, vit, across):
             assert frames == 9 * ds.sizes["shift_y"] * ds.sizes["shift_x"]
     finally:
         handle.remove()
+
+
+@pytest.mark.parametrize("n", [5, 13, 33])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_no_similarity_is_made_of_rounding(n, dtype):
+    """Features of any value that are the same for all images; images whose features are alike."""
+    ds = make(n=n, dtype=dtype)
+    ds["activation"][:, :, :, 1] = ds.activation[:1, :, :, 1].values
+    found = [ds.vit.cka().cka, ds.vit.cka(unbiased=False, batch_size=n).cka]
+    found += [ds.vit.rsa(metric=metric).rsa for metric in ("correlation", "euclidean")]
+    for result in found:
+        assert np.isnan(result.sel(layer=2)).all()
+        assert np.isfinite(result.sel(layer=[0, 4], other_layer=[0, 4])).all()
+    for metric in ("correlation", "euclidean"):
+        assert (ds.vit.rdm(metric).sel(layer=2) == 0).all()
+    ds["activation"][1] = 0.1
+    d = ds.vit.rdm()
+    assert np.isnan(d[1]).all()  # Pearson's correlation is not defined
+    assert np.isfinite(d[2, ..., 3]).all()
 
 
 def test_representations_that_are_all_the_same_are_nan():

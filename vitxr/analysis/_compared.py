@@ -22,7 +22,8 @@ Array = npt.NDArray[Any]
 #: up over batches and blocks.
 Kernel = Callable[[Array, Array, int], Sequence[Array]]
 
-#: Share of the shuffled similarities that lie below the upper floor.
+#: Share of the shuffled similarities that lie below the upper floor. Weibull's
+#: positions, i / (n + 1), so that one more shuffle lies above with the chance that is left.
 QUANTILE = 0.95
 
 
@@ -162,7 +163,7 @@ def labelled(
     for key, values in (
         (name, found),
         (f"{name}_floor_mean", shuffled.mean(axis=0)),
-        (f"{name}_floor_quantile", np.quantile(shuffled, QUANTILE, axis=0)),
+        (f"{name}_floor_quantile", np.quantile(shuffled, QUANTILE, axis=0, method="weibull")),
     ):
         out[key] = (dims, values, VARIABLES[key].attrs)
     mine, theirs = (provenance(ds.attrs) for ds in sources)

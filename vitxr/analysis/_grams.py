@@ -16,6 +16,8 @@ Metric = Literal["correlation", "euclidean"]
 
 #: Bytes of features that are multiplied at a time, which a core's own cache should hold.
 _BUFFER_BYTES = 1 << 20
+#: Share of the squares that is rounding, of sums of many products in float64.
+_ROUNDING = 1e-13
 
 
 def batches(images: int, size: int, seed: int) -> list[Array]:
@@ -41,11 +43,12 @@ def gram(parts: Sequence[Array], dtype: Any, sums: bool = False) -> Array:
     parts
         Of each image the same frames, (shift_y, shift_x, layer, map, row, col).
     dtype
-        What products are computed in. float32: after subtracting the images' mean from each
-        feature, which no centring of the matrix sees, and which keeps small differences between
-        large values. float64: of the features as they are.
+        What products are computed in.
     sums
-        Add a last column, which holds the sums of the features.
+        Add a last column, which holds the sums of the features, and take them as they are.
+        Otherwise the first image and then the images' mean are subtracted from each feature, which
+        no centring of the matrix sees, and which keeps small differences between large values:
+        of images that are the same nothing at all is left.
 
     Returns
     -------
@@ -64,7 +67,8 @@ def gram(parts: Sequence[Array], dtype: Any, sums: bool = False) -> Array:
             rows = room[: frame.stop - start]
             for i, part in enumerate(flat):
                 rows[:, i] = part[frame, layer]
-            if rows.dtype != np.float64:
+            if not sums:
+                rows -= rows[:, :1].copy()
                 rows -= rows.mean(axis=1, keepdims=True)
             here = out[layer, frame]
             here[..., :images] = rows @ rows.swapaxes(-1, -2)
@@ -111,15 +115,21 @@ def dissimilarities(k: Array, features: int, metric: Metric) -> Array:
     """Turn inner products and sums, (..., image, image + 1), into dissimilarities."""
     products, total = k[..., :-1], k[..., -1]
     n = products.shape[-1]
-    if metric == "correlation":
-        products = products - total[..., :, None] * total[..., None, :] / features
     squares = np.diagonal(products, axis1=-2, axis2=-1)
+    # Of images that are the same, differences of products are rounding.
+    noise = _ROUNDING * np.sqrt(squares[..., :, None] * squares[..., None, :])
     if metric == "euclidean":
         far = squares[..., :, None] + squares[..., None, :] - 2 * products
-        far = np.sqrt(np.maximum(far, 0))
+        far = np.sqrt(np.where(far <= noise, 0, far))
     else:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            far = 1 - products / np.sqrt(squares[..., :, None] * squares[..., None, :])
+        products = products - total[..., :, None] * total[..., None, :] / features
+        own = np.diagonal(products, axis1=-2, axis2=-1)
+        own = np.where(own <= _ROUNDING * squares, np.nan, own)
+        with np.errstate(invalid="ignore"):
+            unit = np.sqrt(own[..., :, None] * own[..., None, :])
+            far = 1 - products / unit
+            far = np.where(far <= noise / unit, 0, far)
+        squares = own
     far[..., np.arange(n), np.arange(n)] = np.where(np.isnan(squares), np.nan, 0)
     return far
 

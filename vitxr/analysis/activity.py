@@ -19,7 +19,8 @@ __all__ = ["class_activity", "map_table", "population_sparseness"]
 
 Array = npt.NDArray[Any]
 
-#: Share of the selectivities of shuffled labels that lie below the floors.
+#: Share of the selectivities of shuffled labels that lie below the floors. Weibull's
+#: positions, i / (n + 1), so that one more shuffle lies above with the chance that is left.
 QUANTILE = 0.95
 _MAPS = ("layer", "feature_map")
 
@@ -66,8 +67,8 @@ def map_table(
           variances (n - 1) of :math:`\bar r_i` over the images of the preferred class and over
           all others
         - ``class_selectivity_floor``, ``d_prime_floor``: 95 % quantile of the same with labels
-          permuted between images, the preferred class chosen anew. What is not above its floor
-          is what so few images give by chance
+          permuted between images, the preferred class chosen anew, over those permutations for
+          which it is defined. What is not above its floor is what so few images give by chance
 
         NaN, or no ``preferred_label``, where a map is silent or does not vary, where there is one
         class, and, of ``d_prime``, where the preferred class or the rest has one image.
@@ -136,8 +137,7 @@ def map_table(
     out["preferred_label"] = out["preferred_label"].astype(object)
     for name in ("class_selectivity", "d_prime"):
         out[name] = (_MAPS, found[name])
-        floor = np.quantile([one[name] for one in shuffled], QUANTILE, axis=0)
-        out[f"{name}_floor"] = (_MAPS, floor)
+        out[f"{name}_floor"] = (_MAPS, _floor(np.stack([one[name] for one in shuffled])))
     for name in map(str, out.data_vars):
         out[name].attrs = dict(VARIABLES[name].attrs)
     out.attrs = {
@@ -297,6 +297,15 @@ def selectivity(r: Array, which: Array, classes: int) -> dict[str, Array]:
             "d_prime": (m_in - m_out) / np.sqrt(np.maximum(s_in + s_out, 0) / 2),
             "between": (of * means**2).sum(axis=0) / n,
         }
+
+
+def _floor(values: Array) -> Array:
+    """Quantile over shuffles, (shuffle, ...), of those where the index is defined."""
+    out = np.full(values.shape[1:], np.nan)
+    some = ~np.isnan(values).all(axis=0)
+    with np.errstate(invalid="ignore"):  # between infinite ones
+        out[some] = np.nanquantile(values[:, some], QUANTILE, axis=0, method="weibull")
+    return out
 
 
 def _activity(x: xr.DataArray) -> xr.DataArray:
