@@ -160,6 +160,8 @@ def test_duplicates_and_dead_rows():
             assert np.isnan(e.bandwidth[-1])
             alone = embed(factors(rows[:-3]), 2, method)
             np.testing.assert_allclose(e.score[:-3], alone.score)
+            once = embed(factors(rows[:60]), 2, method)
+            np.testing.assert_allclose(e.bandwidth[:60], once.bandwidth)
     assert np.isfinite(embed(factors(rows), 2).score).all()  # PCA takes zero rows as rows
 
 
@@ -215,7 +217,7 @@ def test_umap_is_asked_for_and_called(monkeypatch):
 
 
 def test_project_gives_back_what_is_there():
-    rows, _ = ring(60)
+    rows = ring(60)[0] + 0.3
     rows = np.concatenate([rows, np.zeros((1, 5))])
     f = factors(rows, tag=("neuron", np.arange(61)))
     for method, options in {
