@@ -86,6 +86,33 @@ class Attention(nn.Module):
     def _scaled(self, q, k, v, scale):
         return (((q @ k.mT) * scale).softmax(-1) * 2) @ v
 
+    def _switched(self, q, k, v, scale):  # a head switched off, in place
+        weights = ((q @ k.mT) * scale).softmax(-1)
+        weights[:, 1] = 0
+        return weights @ v
+
+    def _doubled(self, q, k, v, scale):
+        weights = ((q @ k.mT) * scale).softmax(-1)
+        weights.mul_(2)
+        return weights @ v
+
+    def _over(self, q, k, v, scale):  # to save memory
+        scores = (q @ k.mT) * scale
+        torch.softmax(scores, -1, out=scores)
+        return scores @ v
+
+    def _wiped(self, q, k, v, scale):
+        scores = (q @ k.mT) * scale
+        weights = scores.softmax(-1)
+        scores.zero_()
+        return weights @ v
+
+    def _fused(self, q, k, v, scale):
+        return nn.functional.scaled_dot_product_attention(q * scale, k, v, scale=1.0)
+
+    def _sharp(self, q, k, v, scale):
+        return nn.functional.scaled_dot_product_attention(q, k, v, scale=0.7)
+
     def _columns(self, q, k, v, scale):
         return ((q @ k.mT) * scale).softmax(-2) @ v
 
@@ -494,6 +521,10 @@ def test_written_attention_is_captured(how, precision):
     [
         ("mixed", r"found 0.*Looked for.*softmax over keys.*scaled_dot_product_attention\(q, k"),
         ("scaled", "found 0"),
+        ("switched", "found 0"),
+        ("doubled", "found 0"),
+        ("over", "found 0"),
+        ("wiped", "found 0"),
         ("columns", "found 0"),
         ("folded", r"scores of the shape \(8, 1, 7, 7\); expected \(2 frames, 4 heads, 7 tokens"),
     ],
@@ -506,6 +537,24 @@ def test_other_attention_is_refused(how, message):
     counted = r"compute attention \[0, 0\] times.*Looked for"
     with pytest.raises(ModelError, match=counted if how != "folded" else "attention weights are"):
         attention_relevance(model, batch_of().numpy(), None)
+
+
+@pytest.mark.parametrize("how", ["fused", "sharp"])
+@pytest.mark.parametrize("inference", [False, True])
+def test_another_scale_is_in_the_queries(how, inference):
+    """So that the softmax of queries and keys over the root of their width is the attention."""
+    model = loaded(lambda: Written(how))
+    with torch.inference_mode(inference):
+        got = capture(model, batch_of(), [0, 1], list(DOTS))
+    q, k = (torch.as_tensor(got[f"attention_{w}"][:, 1]).flatten(3).mT for w in ("query", "key"))
+    # Without prefix tokens: the softmax over patches of what is left.
+    scores = torch.as_tensor(got["attention"][:, 1])[..., 1:, 1:].log()
+    expected = (q @ k.mT) / q.shape[3] ** 0.5
+    off = scores - expected
+    torch.testing.assert_close(off, off[..., :1].expand_as(off), atol=2e-4, rtol=0)
+    with torch.inference_mode(inference):
+        weights = capture(loaded(lambda: Written("plain")), batch_of(), [0], ["attention"])
+    assert weights["attention"].shape == got["attention"][:, :1].shape
 
 
 class Scaled(nn.MultiheadAttention):

@@ -93,7 +93,8 @@ def capture(
             )
             for name in variables
         }
-    host = {name: torch.from_numpy(array) for name, array in out.items()}
+    with torch.inference_mode(False):  # or nothing could be written to them outside of it
+        host = {name: torch.from_numpy(array) for name, array in out.items()}
     layered = {"activation", "prefix"} | {name for name, site in sites.items() if site.layered}
     left = {
         (name, position)
@@ -164,7 +165,8 @@ def capture(
             if site.form == "weights":
                 keep(name, dot.weights(*chosen), at[-1])
                 continue
-            projected = getattr(dot, name.removeprefix("attention_"))
+            what = name.removeprefix("attention_")
+            projected = dot.queries if what == "query" else getattr(dot, what)
             if projected is None:
                 raise ModelError(
                     f"{backbone.name!r}: the scores of these frames are not the product of its "

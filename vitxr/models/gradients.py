@@ -194,7 +194,6 @@ def _open(backbone: Backbone) -> Iterator[None]:
             parameter.requires_grad = False
         with (
             undisturbed(backbone, dtype, dots=True),
-            torch.inference_mode(False),
             torch.enable_grad(),
         ):
             yield

@@ -62,8 +62,8 @@ def exclusive() -> Iterator[None]:
 _CHOSEN = "_attn_implementation_internal"
 
 
-class Enough(Exception):  # noqa: N818 (a signal, not an error)
-    """Raised by the last hook to end a forward pass."""
+class Enough(BaseException):
+    """Raised by the last hook to end a forward pass; no error, that a model might catch."""
 
 
 @contextlib.contextmanager
@@ -92,7 +92,11 @@ def undisturbed(backbone: Backbone, dtype: torch.dtype, dots: bool) -> Iterator[
             module.set_attn_implementation("sdpa")
         kind = backbone.device.type
         # Not inference_mode: what a model caches in its first pass could never be trained with.
-        with torch.no_grad(), torch.autocast(kind, enabled=False):
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast(kind, enabled=False),
+        ):
             yield
     finally:
         if switch:

@@ -33,7 +33,7 @@ _PREFIX = {
 }
 
 
-class _Seen(Exception):  # noqa: N818 (a signal, not an error)
+class _Seen(BaseException):
     """Ends a pass once all that is wanted has been seen."""
 
 

@@ -78,6 +78,15 @@ class DotProduct(_Scored):
     scale: float
     causal: bool
 
+    @property
+    def queries(self) -> torch.Tensor:
+        """Queries of which ``softmax(queries key' / sqrt(head_channel))`` attends.
+
+        Those that enter, but where the module scales by another number.
+        """
+        factor = self.scale * self.query.shape[3] ** 0.5
+        return self.query if abs(factor - 1) < 1e-6 else self.query * factor
+
     def scores(
         self,
         heads: torch.Tensor | None = None,
@@ -157,6 +166,8 @@ class Written(_Scored):
         """Queries before their scaling, (frame, head, token, head_channel), if known."""
         return None if self.projected is None else self.projected[0]
 
+    queries = query
+
     @property
     def key(self) -> torch.Tensor | None:
         """Keys, likewise."""
@@ -194,7 +205,7 @@ def watching(
     class Watch(TorchFunctionMode):
         #: What was multiplied last, and then went through a softmax.
         factors: tuple[torch.Tensor, ...] = ()
-        softmax: tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]] | None = None
+        softmax: _Softmax | None = None
 
         def __torch_function__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -208,8 +219,8 @@ def watching(
             if name == "softmax":
                 result = func(*args, **kwargs)
                 self.softmax = None
-                if _over_keys(result, args, kwargs):
-                    self.softmax = (args[0], result, self.factors)
+                if _over_keys(result, args, kwargs) and result is not args[0]:
+                    self.softmax = _Softmax(args[0], result, self.factors)
                 return result
             if name in _PRODUCTS:
                 args = _flat(args)
@@ -300,15 +311,27 @@ def _over_keys(result: Any, args: Any, kwargs: dict[str, Any]) -> bool:
     )
 
 
-def _written(
-    softmax: tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, ...]], args: Any
-) -> Written | None:
+class _Softmax:
+    """A softmax: of what, its result, what was multiplied before; as they were written then."""
+
+    def __init__(
+        self, scores: torch.Tensor, weights: torch.Tensor, factors: tuple[torch.Tensor, ...]
+    ):
+        self.scores, self.weights, self.factors = scores, weights, factors
+        self._written = scores._version, weights._version
+
+    def unchanged(self) -> bool:
+        """Whether nothing was written to them since: heads may be switched off in place."""
+        return (self.scores._version, self.weights._version) == self._written
+
+
+def _written(softmax: _Softmax, args: Any) -> Written | None:
     """Attention, if the softmax is what is multiplied next, unchanged, with the values."""
     import torch
 
-    scores, weights, factors = softmax
+    scores, weights, factors = softmax.scores, softmax.weights, softmax.factors
     operands = _tensors(args)
-    if len(operands) != 2 or not _summed(args):
+    if len(operands) != 2 or not _summed(args) or not softmax.unchanged():
         return None
     first, value = operands
     if (
