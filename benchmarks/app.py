@@ -55,9 +55,9 @@ def extracted(images: int, shifts: int, layers: int = 1) -> xr.Dataset:
     sizes = (images, shifts, shifts, layers, MAPS, SIDE, SIDE)
     import dask.array as da
 
-    whole = da.broadcast_to(
-        da.from_array(one), sizes, chunks=(1, shifts, shifts, 1, 16, SIDE, SIDE)
-    )
+    chunks = (1, shifts, shifts, 1, 16, SIDE, SIDE)
+    few = da.from_array(one, chunks=(1, 1, 1, 1, 16, SIDE, SIDE))
+    whole = da.broadcast_to(few, sizes, chunks=chunks)
     return xr.Dataset(
         {
             "activation": (

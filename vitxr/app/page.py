@@ -43,6 +43,11 @@ ADDRESS = {
     "how": "select",
 }
 
+#: Where there is no room for the side, it stands below the view.
+_NARROW = """@media (max-width: 900px) {
+  .vx-side { order: 2; flex: 1 1 100% !important; max-width: none !important; }
+}"""
+
 
 def _views(source: Source) -> list[type[View]]:
     """The tabs that the source has something for."""
@@ -84,7 +89,10 @@ class App(pn.viewable.Viewer):
         self._working: dict[str, str] = {}
         self._document = pn.state.curdoc
         side = pn.Column(
-            self.controls.layout, styles={"flex": "0 1 240px", "min-width": "200px"}, max_width=320
+            self.controls.layout,
+            styles={"flex": "0 1 240px", "min-width": "200px"},
+            max_width=320,
+            css_classes=["vx-side"],
         )
         self.main.styles = {"flex": "1 1 560px", "min-width": "min(420px, 100%)"}
         body = pn.FlexBox(
@@ -94,6 +102,7 @@ class App(pn.viewable.Viewer):
             gap="22px",
             sizing_mode="stretch_width",
             styles={"padding": "14px 16px"},
+            stylesheets=[_NARROW],
         )
         self.side = side
         self.notice = prose("", visible=False, styles={"padding": "8px 16px 0"})
