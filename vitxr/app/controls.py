@@ -89,8 +89,8 @@ class Controls:
         if self._selection:
             return self._selection
         s = self.app.state
-        e, (rows, cols) = s.neurons(), self.app.source.grid
-        maps = list(dict.fromkeys(int(v) for v in e["feature_map"].values))
+        rows, cols = self.app.source.grid
+        maps = self.app.source.maps_of(s.layer, s.rank or None)
         self.maps = pn.widgets.MultiSelect(
             label="Feature maps (none: all)", options=maps, size=min(6, len(maps)), **_STYLE
         )
@@ -143,7 +143,7 @@ class Controls:
     def _refresh_selection(self) -> None:
         s = self.app.state
         chosen, e = s.selection, s.neurons()
-        maps = list(dict.fromkeys(int(v) for v in e["feature_map"].values))
+        maps = self.app.source.maps_of(s.layer, s.rank or None)
         if maps != list(self.maps.options):
             self.maps.param.update(options=maps, value=[])
         whole = e.sizes["neuron"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -51,18 +52,35 @@ class Means:
         [[5.0, 7.0], [5.0, 7.0]]
         """
         at = np.flatnonzero(mask)
-        return tuple(_mean(values, at) for values in (self.by_image, self.by_shift))
+        rest = np.flatnonzero(~mask) if 2 * at.size > mask.size else None
+        both = (self.by_image, self.by_shift)
+        if rest is None:
+            return tuple(
+                _sum(values, at) / at.size if at.size else _none(values) for values in both
+            )
+        # Of most of them: the sum of all less that of the others.
+        return tuple(
+            (whole - _sum(values, rest)) / at.size
+            for values, whole in zip(both, self.totals, strict=True)
+        )
+
+    @functools.cached_property
+    def totals(self) -> tuple[npt.NDArray[np.float64], ...]:
+        """Sums over all neurons."""
+        return tuple(_sum(v, np.arange(len(v))) for v in (self.by_image, self.by_shift))
 
 
-def _mean(values: Array, at: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
-    """Mean of some rows: sums of blocks in float32, of the blocks in float64."""
-    if not at.size:
-        return np.full(values.shape[1], np.nan)
+def _none(values: Array) -> npt.NDArray[np.float64]:
+    return np.full(values.shape[1], np.nan)
+
+
+def _sum(values: Array, at: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
+    """Sum of some rows: blocks in float32, their sums in float64."""
     total = np.zeros(values.shape[1])
     for start in range(0, at.size, _BLOCK):
         part = at[start : start + _BLOCK]
         total += np.ones(part.size, np.float32) @ values[part]
-    return total / at.size
+    return total
 
 
 def means(

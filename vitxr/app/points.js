@@ -185,7 +185,7 @@ export function render({ model, el }) {
     const depth = axes === 3 ? camera.row(2).map(v => v * 0.05 * camera.home / camera.scale) : [0, 0, 0, 0];
     gl.uniform4fv(uniform.row2, depth);
     gl.uniform2f(uniform.aspect, less / width, less / height);
-    gl.uniform1f(uniform.size, ratio * Math.max(2, Math.min(9, 9 - 1.5 * Math.log10(n / 100 + 1))));
+    gl.uniform1f(uniform.size, ratio * Math.max(2, Math.min(9, 9 - 2.2 * Math.log10(n / 100 + 1))));
     gl.uniform3fv(uniform.muted, model.dark ? [0.45, 0.47, 0.5] : [0.68, 0.69, 0.71]);
     gl.uniform1f(uniform.lift, model.dark ? 0.25 : 0);
     const any = chosen.some(v => v) ? 1 : 0;

@@ -202,19 +202,26 @@ class Source:
 
         return self.keep(("neurons", None if self.has_factors else layer, rank), make)
 
+    def maps_of(self, layer: int, rank: int | None = None) -> list[int]:
+        """Feature maps of the neurons, in their order."""
+
+        def make() -> list[int]:
+            values = self.neurons(layer, rank)["feature_map"].values
+            return [int(v) for v in dict.fromkeys(values.tolist())]
+
+        return self.keep(("maps", None if self.has_factors else layer, rank), make)
+
     def means(
         self, layer: int, rank: int | None, tell: Callable[[int, int], None] | None = None
     ) -> Means:
         """Mean responses of the neurons; ``tell(done, of)`` is called as images are read."""
-        e = self.neurons(layer, rank)
-        maps = tuple(dict.fromkeys(int(v) for v in e["feature_map"].values))
+        e, maps = self.neurons(layer, rank), tuple(self.maps_of(layer, rank))
         layer = self.factor_layer if self.has_factors else layer
         return self.keep(("means", layer, maps), lambda: means(self.ds, layer, e, tell))
 
     def has_means(self, layer: int, rank: int | None) -> bool:
         """Whether the mean responses are there already."""
-        e = self.neurons(layer, rank)
-        maps = tuple(dict.fromkeys(int(v) for v in e["feature_map"].values))
+        maps = tuple(self.maps_of(layer, rank))
         layer = self.factor_layer if self.has_factors else layer
         return ("means", layer, maps) in self._kept
 

@@ -55,9 +55,9 @@ class Linked(View):
         s = self.state
         e, chosen = s.neurons(), s.selection
         rows, cols = self.source.grid
-        counts = np.zeros((rows, cols))
         mask = self.mask
-        np.add.at(counts, (e["patch_row"].values[mask], e["patch_col"].values[mask]), 1)
+        place = e["patch_row"].values * cols + e["patch_col"].values
+        counts = np.bincount(place[mask], minlength=rows * cols).reshape(rows, cols)
         what = "All neurons" if chosen is None else f"The {chosen.count:,} selected neurons"
         how = chosen.how if chosen is not None else {}
         box = [*how["rows"], *how["cols"]] if set(how) == {"rows", "cols"} else []

@@ -37,7 +37,7 @@ class Film(View):
         chosen = source.channel(s.layer, s.feature_map)
 
         def make() -> Any:
-            maps = [int(v) for v in s.neurons()["feature_map"].values]
+            maps = source.maps_of(s.layer, s.rank or None)
             wanted = list(dict.fromkeys([chosen, *maps]))[: _MOST + 1]
             one = source.ds.sel(image=[s.image])
             t = neuron_tensor(one, s.layer, wanted)
