@@ -70,6 +70,7 @@ bench: $(VENV)/.installed  ## speed, as ratios measured side by side
 	$(BIN)/python benchmarks/ncp.py
 	$(BIN)/python benchmarks/analysis.py
 	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/app.py
 
 app: $(VENV)/.installed  ## look at the demo's report
 	test -e demo/report.html || $(MAKE) demo
