@@ -390,7 +390,6 @@ def test_a_model_runs_once(stim, model, vit, across):
     """Over the frames of all layers and pairs, though nothing is stored."""
     images = np.random.default_rng(1).integers(0, 256, (9, 32, 48, 3), dtype=np.uint8)
     stim = vitxr.open_images({"noise": images})
-    ds = vitxr.extract(stim, model, shifts=ShiftGrid(16), preprocess="raw", progress=False)
     frames = 0
 
     def count(_module, given, _output):
@@ -399,6 +398,7 @@ def test_a_model_runs_once(stim, model, vit, across):
 
     handle = vit.vit.embeddings.patch_embeddings.projection.register_forward_hook(count)
     try:
+        ds = vitxr.extract(stim, model, shifts=ShiftGrid(16), preprocess="raw", progress=False)
         for run in (
             lambda: ds.vit.cka(across=across, batch_size=5),
             lambda: ds.vit.rsa(across=across),

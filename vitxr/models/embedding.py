@@ -13,7 +13,7 @@ import numpy as np
 
 from vitxr.errors import ModelError
 from vitxr.models.backbone import Backbone
-from vitxr.models.passes import exclusive, undisturbed
+from vitxr.models.passes import exclusive, undisturbed, unhooked
 
 __all__ = ["patch_filters", "position_embeddings"]
 
@@ -69,6 +69,7 @@ def position_embeddings(backbone: Backbone) -> np.ndarray:
     with (
         exclusive(),
         undisturbed(backbone, parameter.dtype, dots=False),
+        unhooked(backbone.module),
         contextlib.ExitStack() as undo,
     ):
         for name, child in module.named_modules():

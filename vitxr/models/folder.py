@@ -111,11 +111,16 @@ def _pretrained(folder: Path, name: str, config_json: dict[str, Any]) -> Any:
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
                 **dtype,
             )
     except Exception as error:
         # Readers of weights and configs raise many kinds; all mean one thing here.
-        raise ModelError(f"model {name!r} cannot be loaded from {folder}: {error}") from error
+        raise ModelError(
+            f"model {name!r} cannot be loaded from {folder}: {type(error).__name__}: {error}. Copy "
+            "or download a file again that was cut short or altered, and undo what was edited in "
+            "config.json."
+        ) from error
     missing = sorted(k for k in info["missing_keys"] if "pooler" not in k)
     mismatched = sorted(str(k) for k in info["mismatched_keys"])
     if missing or mismatched:
