@@ -20,6 +20,8 @@ __all__ = ["duplicate", "fingerprint", "hooks", "versions"]
 
 #: Of a configuration, what changes no number.
 _NO_MATTER = ("transformers_version", "dtype", "torch_dtype", "name_or_path", "architectures")
+#: Of a part's attributes, likewise: timm says there where weights came from.
+_NO_SETTING = ("training", "pretrained_cfg", "default_cfg")
 
 
 def fingerprint(module: torch.nn.Module, laid: tuple[Any, ...]) -> str:
@@ -67,7 +69,8 @@ def _settings(module: torch.nn.Module) -> Iterator[bytes]:
     saved = set(module.state_dict())
     for path, part in module.named_modules():
         for key, value in sorted(vars(part).items()):
-            if key[0] != "_" and key != "training" and (said := _said(value)) is not None:
+            counts = key[0] != "_" and key not in _NO_SETTING
+            if counts and (said := _said(value)) is not None:
                 yield f"{path}.{key} {said}\n".encode()
     for key, buffer in module.named_buffers():
         if key not in saved:
