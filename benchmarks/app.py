@@ -186,8 +186,17 @@ def movie(folder: Path) -> None:
 
 
 def first_view(folder: Path) -> None:
-    ds = extracted(images=20, shifts=21, layers=1)
-    vitxr.save(ds, folder / "big.zarr")
+    import transformers
+
+    config = transformers.ViTConfig(
+        num_hidden_layers=1, hidden_size=MAPS, intermediate_size=8, patch_size=224 // SIDE
+    )
+    model = vitxr.load_model(transformers.ViTModel(config).eval())
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 224, 224, 3), dtype=np.uint8)
+    stim = vitxr.open_images({f"image_{i:02d}": image for i, image in enumerate(pixels)})
+    ds = vitxr.extract(
+        stim, model, shifts=vitxr.ShiftGrid(11), preprocess="raw", store=folder / "big.zarr"
+    )
     size = sum(p.stat().st_size for p in (folder / "big.zarr").rglob("*") if p.is_file())
     with browser() as chromium:
         start = time.perf_counter()

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from vitxr.analysis._blas import one_thread
 from vitxr.analysis._grams import gram
 from vitxr.errors import ArgumentError
 
@@ -120,7 +121,6 @@ def grams(
     if x.chunks is None:
         return [gram([x.values[i, *block] for i in images], dtype, sums) for images in parts]
     import dask
-    from threadpoolctl import threadpool_limits
 
     data = x.variable.chunk({"patch_row": -1, "patch_col": -1}).data
     # (shift_y, shift_x, layer, map) blocks of some images each; where an image is.
@@ -151,7 +151,7 @@ def grams(
         while len(tasks) > 1:
             tasks = [added(tasks[i : i + _AT_A_TIME]) for i in range(0, len(tasks), _AT_A_TIME)]
         wanted += tasks
-    with threadpool_limits(1, user_api="blas"):  # Dask has its own threads
+    with one_thread():  # Dask has its own threads
         found = dask.compute(*wanted)
     return [np.concatenate(of_layers) for of_layers in zip(*found, strict=True)]
 

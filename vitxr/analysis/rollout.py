@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
+from vitxr.analysis._blas import one_thread
 from vitxr.analysis.tokens import apply, attention_of, named, on_grid, token_number
 from vitxr.errors import ArgumentError, DataError
 
@@ -145,12 +146,13 @@ def _mixed(weights: np.ndarray, fusion: str, residual: float) -> np.ndarray:
 def _through(weights: np.ndarray, before: np.ndarray, fusion: str, residual: float) -> np.ndarray:
     """Go on from the rollout up to the layer before: ``N((1 - r) W + r I) @ before``."""
     out = np.empty_like(before)
-    for frame in np.ndindex(*before.shape[:-2]):  # each stays in the cache
-        fused = _fused(weights[frame], fusion)
-        here = np.matmul(fused, before[frame], out=out[frame])
-        here *= 1 - residual
-        here += residual * before[frame]
-        here /= (1 - residual) * fused.sum(-1, keepdims=True) + residual
+    with one_thread():
+        for frame in np.ndindex(*before.shape[:-2]):  # each stays in the cache
+            fused = _fused(weights[frame], fusion)
+            here = np.matmul(fused, before[frame], out=out[frame])
+            here *= 1 - residual
+            here += residual * before[frame]
+            here /= (1 - residual) * fused.sum(-1, keepdims=True) + residual
     return out
 
 
