@@ -25,6 +25,14 @@ JOINS = {"instead of": "new", "and": "and", "or": "or", "and not": "without"}
 _STYLE: dict[str, Any] = {"stylesheets": [WIDGETS], "sizing_mode": "stretch_width"}
 
 
+#: Where there is no room for a side, side by side above the view.
+_NARROW = """@media (max-width: 900px) {
+  :host { display: grid !important; grid-template-columns: repeat(auto-fill, minmax(190px, 1fr));
+    gap: 0 14px; align-items: end; }
+  .scroll-button { display: none !important; }
+}"""
+
+
 class Controls:
     """A widget for each parameter, shown where a view has use for it."""
 
@@ -63,7 +71,7 @@ class Controls:
         }
         if source.lattice == (1, 1):
             self.groups["shift"] = []
-        self.layout = pn.Column(sizing_mode="stretch_width")
+        self.layout = pn.Column(sizing_mode="stretch_width", stylesheets=[_NARROW])
         self.join = pn.widgets.Select(label="New selection", options=JOINS, **_STYLE)
         self.text: Any = None
         self._selection: list[Any] = []

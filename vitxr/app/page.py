@@ -43,9 +43,9 @@ ADDRESS = {
     "how": "select",
 }
 
-#: Where there is no room for the side, it stands below the view.
+#: Where there is no room for the side, it stands above the view.
 _NARROW = """@media (max-width: 900px) {
-  .vx-side { order: 2; flex: 1 1 100% !important; max-width: none !important; }
+  .vx-side { flex: 1 1 100% !important; max-width: none !important; }
 }"""
 
 

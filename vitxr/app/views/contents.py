@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import panel as pn
@@ -36,14 +37,14 @@ class Contents(View):
             f"<h2>{html.escape(where)}</h2>",
             _table(("Variable", "Dimensions", "Type", "Size unpacked"), rows),
             "<h3>Where it comes from</h3>",
-            _table(("Attribute", "Value"), list(ds.attrs.items())),
+            _table(("Attribute", "Value"), _given(ds.attrs)),
         ]
         if source.has_factors:
             f = source.factors(self.state.rank or None)
             name = source.where[1] if source.where and source.where[1] else "Factors"
             parts += [
                 f"<h3>{html.escape(name)}</h3>",
-                _table(("Attribute", "Value"), list(f.attrs.items())),
+                _table(("Attribute", "Value"), _given(f.attrs)),
             ]
         else:
             parts.append(
@@ -51,6 +52,10 @@ class Contents(View):
                 "<code>vitxr factorize</code> and give them with <code>--factors</code>.</p>"
             )
         self.text.object = "".join(parts)
+
+
+def _given(attrs: Mapping[Hashable, Any]) -> list[tuple[Any, ...]]:
+    return [(name, value) for name, value in attrs.items() if str(value) != ""]
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
