@@ -438,6 +438,31 @@ def test_feature_map_layers_follow_one_channel(detail):
         plot.feature_map_layers(detail, 99)
 
 
+def test_a_channel_with_gaps_is_drawn_but_for_them(detail):
+    values = detail["activation"].values.copy()
+    values[0, 0, 0, 1, 7, 2] = np.nan
+    holed = detail.assign(activation=(detail["activation"].dims, values))
+    picture = plot.feature_map_layers(holed, 7, images=[0, 3], embedding=False)
+    (element,) = parts(picture, "Image")
+    block = grid(element)[Tiles(2, 3, 8, 8, 1).block(0, 1)]
+    assert np.isnan(block[2]).all()
+    seen = values[0, 0, 0, 1, 7] / np.nanmax(np.abs(values[[0, 3], 0, 0, 1, 7]))
+    np.testing.assert_allclose(block, seen, rtol=1e-6)
+    assert not any("nan" in text for text in texts(picture))
+
+
+def test_channels_of_a_layer_are_not_followed_across_layers(detail):
+    channels = np.arange(36).reshape(3, 12)[:, ::-1]
+    own = detail.assign_coords(channel=(("layer", "feature_map"), channels))
+    with pytest.raises(DataError, match=r"another channel in each.*ds\.sel\(layer=\[0\]\)"):
+        plot.feature_map_layers(own, 7)
+    picture = plot.feature_map_layers(own.sel(layer=[1]), 14, images=[2], embedding=False)
+    (element,) = parts(picture, "Image")
+    np.testing.assert_array_equal(
+        grid(element, "activation"), detail["activation"].values[2, 0, 0, 1, 23 - 14]
+    )
+
+
 def test_neuron_maps_undo_the_stacking_and_mark_gaps(tensor):
     maps, numbers = neuron_maps(tensor)
     expected = tensor.values.reshape(5, 8, 8, 4, -1)
@@ -448,6 +473,11 @@ def test_neuron_maps_undo_the_stacking_and_mark_gaps(tensor):
     holed, _ = neuron_maps(tensor.isel(neuron=slice(1, None)))
     assert np.isnan(holed.values[:, :, 0, 0, 0]).all()
     assert np.isfinite(holed.values[:, :, 0, 0, 1]).all()
+    # a row of which there is no neuron is a blank row, not a grid without it
+    split, _ = neuron_maps(tensor.isel(neuron=(tensor["patch_row"] % 7 == 0).values))
+    assert split["patch_row"].values.tolist() == list(range(8))
+    np.testing.assert_array_equal(split.sel(patch_row=7).values, maps.sel(patch_row=7).values)
+    assert np.isnan(split.sel(patch_row=slice(1, 6)).values).all()
 
 
 def test_neuron_matrix_and_filmstrip_hold_the_tensor(tensor):
@@ -534,6 +564,30 @@ def test_factors_stand_in_their_place(factors):
     np.testing.assert_allclose(first[:, 4].reshape(3, 2), loadings[:2].T, rtol=1e-6)
     tall = (first[:, 3] - first[:, 1]).reshape(3, 2)
     np.testing.assert_allclose(tall, 8 * loadings[:2].T / loadings.max(0)[:, None], rtol=1e-6)
+
+
+def test_labels_have_the_colours_of_their_bars(factors):
+    import holoviews as hv
+
+    labels = np.array(["", "cat", "dog", "cat"], dtype=object)
+    picture = plot.factors(factors.assign_coords(label=("image", labels)))
+
+    def color(element, kind):
+        style = hv.Store.lookup_options("matplotlib", element, "style").kwargs
+        return style[kind]
+
+    bars = {b.label: color(b, "facecolor") for b in parts(picture, "Rectangles")}
+    assert len(set(bars.values())) == 3
+    for name in ("cat", "dog"):
+        (key,) = [e for e in parts(picture, "Labels") if f"■ {name}" in e.dimension_values("text")]
+        assert color(key, "color") == bars[name]
+
+
+def test_factors_of_the_raster_have_no_offset_a_column(factors):
+    assert "across: dx 0 to 24 px" in texts(plot.factors(factors))
+    n = factors.sizes["shift"]
+    runs_on = factors.assign_coords(offset_x=("shift", np.arange(n) * 8 % 32 + np.arange(n) // 4))
+    assert "across: column of the raster" in texts(plot.factors(runs_on))
 
 
 def test_factors_of_a_matrix_have_no_lattice(factors):
@@ -657,6 +711,22 @@ def test_embedding_by_place(embedded, color):
     behind, front = parts(plot.embedding(embedded, color, feature_map=number), "Points")
     assert set(front.dimension_values("feature_map")) == {number}
     assert len(behind) + len(front) == embedded.sizes["neuron"]
+
+
+def test_one_map_of_a_class_that_others_have_as_well(embedded):
+    import holoviews as hv
+
+    classes = embedded["patch_row"].values // 4
+    e = embedded.assign_coords(cluster=("neuron", classes))
+    number = int(embedded["feature_map"].values[-1])
+    picture = plot.embedding(e, "cluster", feature_map=number)
+    drawn = parts(picture, "Points")
+    for points in drawn:
+        style = hv.Store.lookup_options("matplotlib", points, "style").kwargs
+        chosen = points.dimension_values("feature_map") == number
+        assert (chosen == (style["color"] != "#d9d9d9")).all()
+    assert sum(map(len, drawn)) == e.sizes["neuron"]
+    assert plot.render(picture, dpi=40)["png"][1:4] == b"PNG"
 
 
 def test_patch_colours_tell_every_patch():

@@ -220,6 +220,9 @@ def test_hidden_states_hold_every_token_and_channel(run):
     reach = np.quantile(np.abs(block), 0.99)
     np.testing.assert_allclose(relative[:65, starts[1] : starts[1] + 12], block / reach, rtol=1e-5)
     assert np.isnan(exact[0, starts[0] : starts[0] + 12]).all()
+    assert "channel (0 to 11)" in texts(picture)
+    kept = ds.isel(feature_map=[1, 5, 7])
+    assert "channel (3 that were kept)" in texts(plot.hidden_states(kept))
     with pytest.raises(DataError, match="needs `activation` with dims"):
         plot.hidden_states(run["attention"])
 

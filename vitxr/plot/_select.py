@@ -239,7 +239,8 @@ def neuron_maps(array: xr.DataArray) -> tuple[xr.DataArray, list[int]]:
     """Put neurons back on the patch grid.
 
     Returns the array with dims (..., feature_map, patch_row, patch_col), in the order
-    in which the feature maps stand, NaN where a neuron was left out, and the feature maps.
+    in which the feature maps stand, NaN where a neuron was left out, and the feature maps. The
+    grid reaches from the first to the last row and column of which there are neurons.
     """
     for name in ("feature_map", "patch_row", "patch_col"):
         if name not in array.coords:
@@ -248,11 +249,12 @@ def neuron_maps(array: xr.DataArray) -> tuple[xr.DataArray, list[int]]:
                 "ds.vit.neuron_tensor, which labels them."
             )
     maps = pd.unique(array["feature_map"].values)
-    rows, cols = (np.unique(array[n].values) for n in ("patch_row", "patch_col"))
+    row, col = (np.asarray(array[n].values, dtype=int) for n in ("patch_row", "patch_col"))
+    rows, cols = (np.arange(v.min(), v.max() + 1) for v in (row, col))
     at = (
         pd.Index(maps).get_indexer(array["feature_map"].values),
-        np.searchsorted(rows, array["patch_row"].values),
-        np.searchsorted(cols, array["patch_col"].values),
+        row - rows[0],
+        col - cols[0],
     )
     others = [d for d in array.dims if d != "neuron"]
     values = np.asarray(array.transpose("neuron", *others).values)

@@ -201,14 +201,19 @@ def _span(low: float, high: float) -> str:
     return first if high <= low else f"{first} to {last}"
 
 
+def _label_colors(labels: list[str]) -> dict[str, str]:
+    """The colour of each label, in the order in which they stand; images without one have one."""
+    classes = list(pd.unique(np.asarray(labels, dtype=object)))
+    return dict(zip(classes, categorical(len(classes)), strict=True))
+
+
 def _bars(
     hv: Any, array: xr.DataArray, left: float, right: float, step: float, height: int
 ) -> list[Any]:
     """Bars of the image loadings: one element a label, a base line a row."""
     values = np.asarray(array.values, dtype=np.float64)
     labels = labels_of(array)
-    classes = list(pd.unique(np.asarray(labels, dtype=object)))
-    colors = dict(zip(classes, categorical(len(classes)), strict=True))
+    colors = _label_colors(labels)
     each = (right - left) / values.shape[1]
     top, least = np.nanmax(values, axis=1), np.minimum(np.nanmin(values, axis=1), 0.0)
     # the base of the bars: at the foot of the row, or as high as negative ones need
@@ -216,7 +221,7 @@ def _bars(
     base = np.arange(len(values)) * step - 0.5 + height
     base += np.divide(least, span, out=np.zeros_like(span), where=span > 0) * height
     parts = []
-    for label in classes:
+    for label in colors:
         boxes = []
         for i, row in enumerate(values):
             for j in np.flatnonzero(np.asarray(labels, dtype=object) == label):
@@ -245,10 +250,9 @@ def _bars(
 
 def _label_key(array: xr.DataArray, x: float, y: float, scale: float) -> list[Words]:
     """Labels in their colours, below the bars, wrapped; at most twelve."""
-    classes = [c for c in pd.unique(np.asarray(labels_of(array), dtype=object)) if c]
-    colors = categorical(len(classes))
+    colors = {label: color for label, color in _label_colors(labels_of(array)).items() if label}
     words, column, row = [], 0.0, 0
-    for label, color in list(zip(classes, colors, strict=True))[:12]:
+    for label, color in list(colors.items())[:12]:
         text = "■ " + (label if len(label) <= 16 else label[:15] + "…")
         inches = (len(text) + 1.5) * SMALL / 72 * 0.6
         if column and column + inches > _IMAGES + _SPACE:
@@ -280,8 +284,12 @@ def _offset_ticks(
     unit = " px" if known else ""
     named = ("offset_y", "offset_x") if known else ("shift_y", "shift_x")
     dy, dx = (np.asarray(array[n].values) for n in named)
+    # under "raster" a column has no single horizontal offset
+    _, at_x, _ = lattice_offsets(array)
+    straight = all(len(set(dx[at_x == j])) == 1 for j in range(nx))
+    across = f"dx {int(dx.min())} to {int(dx.max())}{unit}" if straight else "column of the raster"
     lines = [
-        f"across: dx {int(dx.min())} to {int(dx.max())}{unit}",
+        f"across: {across}",
         f"down: dy {int(dy.min())} to {int(dy.max())}{unit}",
         "colour: least to largest",
     ]

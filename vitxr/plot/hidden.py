@@ -137,10 +137,8 @@ def hidden_states(
     parts.append(small([(x - edge, y, "token") for x, y in sides], angle=90, ha="right"))
     below = size[1] - 0.5 + edge
     last = count - (down - 1) * wide
-    ends = [
-        (j * (channels + gap) + (channels - 1) / 2, below, f"channel (0 to {channels - 1})")
-        for j in range(last)
-    ]
+    said = _channels(array, channels)
+    ends = [(j * (channels + gap) + (channels - 1) / 2, below, said) for j in range(last)]
     parts.append(small(ends, va="top"))
     return canvas(
         parts,
@@ -149,3 +147,11 @@ def hidden_states(
         margins=(0.22, 0.3, 0.8, 0.16),
         title=title or f"Hidden states of {name}",
     )
+
+
+def _channels(array: xr.DataArray, count: int) -> str:
+    """What the columns are: all channels of the model, or those that were kept."""
+    known = array["feature_map"].values if "feature_map" in array.coords else np.arange(count)
+    if "channel" in array.coords or not np.array_equal(known, np.arange(count)):
+        return f"channel ({count} that were kept)"
+    return f"channel (0 to {count - 1})"

@@ -160,16 +160,22 @@ def embedding(
     # few ticks: scores are small numbers with long names
     frame: dict[str, Any] = {"size": (2.9, 2.9), "padding": 0.05, "xticks": 5, "yticks": 6}
     if look.kind == "class":
-        layers = {}
+        layers, rest = {}, [everyone[:0]]
         hues = categorical(len(look.groups))
         for k, group in enumerate(look.groups):
             at = np.flatnonzero(look.values == k)
             marker, name = MARKERS[k // 8 % len(MARKERS)]
             front = np.intersect1d(at, chosen)
             dim_hue = "#d9d9d9" if len(front) == 0 else hues[k]
+            if 0 < len(front) < len(at):
+                rest.append(np.setdiff1d(at, front))
+                at = front
             one = points(at, color=dim_hue, alpha=0.85)
             layers[group] = styled(one, mpl={"marker": marker}, bokeh={"marker": name})
         picture = hv.NdOverlay(layers, kdims=[look.name], sort=False)
+        behind = np.concatenate(rest)
+        if behind.size:  # of classes that other maps have as well
+            picture = points(behind, color="#d9d9d9", alpha=0.6) * picture
         frame |= {
             "legend_position": "right",
             "legend_cols": 1 + (len(layers) - 1) // 14,
@@ -186,10 +192,10 @@ def embedding(
             mpl={"hooks": [look.key]},
             bokeh={"colorbar": True, "colorbar_opts": {"title": look.label}},
         )
-    behind = []
+    picture = hv.Overlay([front])
     if feature_map is not None:
-        behind = [points(np.setdiff1d(everyone, chosen), color="#d9d9d9", alpha=0.6)]
-    picture = hv.Overlay([*behind, front])
+        grey = points(np.setdiff1d(everyone, chosen), color="#d9d9d9", alpha=0.6)
+        picture = hv.Overlay([grey, front])
     return curve_axes(picture, title=title or look.heading, show_legend=False, **frame)
 
 

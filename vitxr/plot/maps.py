@@ -49,7 +49,7 @@ def feature_map_layers(
         Extraction Dataset or its ``activation``; the frame nearest to no shift is
         taken of a lattice.
     feature_map
-        Channel number, as in the coordinate ``feature_map``.
+        Channel number, as in the coordinate ``feature_map``, or ``channel`` where there is one.
     images
         Names or positions; by default the first image of each class, at most 6.
     embedding
@@ -60,7 +60,14 @@ def feature_map_layers(
     Returns
     -------
     holoviews.Overlay
-        ``Image.I`` has the drawn value and, beside it, the activation itself.
+        ``Image.I`` has the drawn value and, beside it, the activation itself; NaN is blank.
+
+    Raises
+    ------
+    ArgumentError
+        If the channel or an image is not there.
+    DataError
+        If there are no activations, or each layer keeps other channels.
 
     References
     ----------
@@ -72,15 +79,18 @@ def feature_map_layers(
             "the picture needs `activation` with dims (image, layer, feature_map, patch_row, "
             f"patch_col); given: {described(activation)}. Give the extraction Dataset."
         )
+    if "channel" in array.coords and array.sizes.get("layer", 1) > 1:
+        raise DataError(
+            "each layer keeps channels of its own, so that a feature map is another channel in "
+            "each and cannot be followed across blocks. Extract channels by number, "
+            "feature_maps=[5, 391], or select one layer, ds.sel(layer=[0])."
+        )
     if "layer" in array.coords and np.ndim(array["layer"].values):
         layers = [int(v) for v in array["layer"].values]
     else:
         layers = list(range(array.sizes.get("layer", 1)))
-    known = (
-        array["feature_map"].values
-        if "feature_map" in array.coords
-        else range(array.sizes["feature_map"])
-    )
+    named = next((n for n in ("channel", "feature_map") if n in array.coords), None)
+    known = np.ravel(array[named].values) if named else np.arange(array.sizes["feature_map"])
     found = np.flatnonzero(np.asarray(known) == feature_map)
     if not len(found):
         raise ArgumentError(
@@ -100,8 +110,9 @@ def feature_map_layers(
         values = np.concatenate([maps(activation["embedding"]), values], axis=1)
         heads = ["embedding", *heads]
     values = values.astype(np.float32)
-    largest = np.abs(values).max(axis=(0, 2, 3), keepdims=True)
+    largest = np.nanmax(np.abs(values), axis=(0, 2, 3), keepdims=True, initial=0)
     relative = np.divide(values, largest, out=np.zeros_like(values), where=largest > 0)
+    relative[np.isnan(values)] = np.nan
     gap = max(1, round(0.09 * values.shape[3]))
     mosaic, tiles = tile(relative, gap=gap)
     raw, _ = tile(values, gap=gap)
