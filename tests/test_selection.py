@@ -199,7 +199,7 @@ def test_what_cannot_be_read_is_refused(how, said):
 
 def test_what_is_nested_without_end_is_refused():
     how = {"rows": [0, 1]}
-    for _ in range(30):
+    for _ in range(100):
         how = {"not": how}
     with pytest.raises(ArgumentError, match="cannot be read"):
         select(embedded(), how)

@@ -25,7 +25,9 @@ Mask = npt.NDArray[np.bool_]
 How = dict[str, Any]
 
 #: Corners of a polygon, and selections joined, at most: what an address may ask for.
-_CORNERS, _DEPTH = 512, 12
+_CORNERS, _DEPTH = 512, 64
+#: Of rows, columns, feature maps and axes, at most.
+_LARGEST = 2**31
 _PREDICATE = {"feature_maps", "rows", "cols"}
 _FORMS = (
     '{"polygon": [[x, y], ...], "camera": [[c0, c1, ...], [...]], "pcs": [1, 2]}, '
@@ -63,13 +65,14 @@ class Selection:
     name: str = "selection"
 
     def __and__(self, other: Selection) -> Selection:
-        return Selection(self.mask & other.mask, {"and": [self.how, other.how]})
+        return Selection(self.mask & other.mask, _joined("and", self.how, other.how))
 
     def __or__(self, other: Selection) -> Selection:
-        return Selection(self.mask | other.mask, {"or": [self.how, other.how]})
+        return Selection(self.mask | other.mask, _joined("or", self.how, other.how))
 
     def __invert__(self) -> Selection:
-        return Selection(~self.mask, {"not": self.how})
+        twice = set(self.how) == {"not"}
+        return Selection(~self.mask, self.how["not"] if twice else {"not": self.how})
 
     @property
     def count(self) -> int:
@@ -159,6 +162,12 @@ def select(e: xr.Dataset, how: How | str, name: str = "selection") -> Selection:
     return Selection(_mask(e, made, _DEPTH), made, name)
 
 
+def _joined(join: str, *parts: How) -> How:
+    """Join, what is joined alike in one list: no selection nests deeper than it has to."""
+    flat = [one for part in parts for one in (part[join] if set(part) == {join} else [part])]
+    return {join: flat}
+
+
 def neurons_of(e: xr.Dataset) -> xr.Dataset:
     """Take the labels of the neurons alone."""
     missing = [n for n in NEURON if n not in e.coords or e[n].dims != ("neuron",)]
@@ -195,7 +204,7 @@ def _mask(e: xr.Dataset, how: Any, depth: int) -> Mask:
 
 
 def _by_polygon(e: xr.Dataset, how: Mapping[str, Any]) -> Mask:
-    pcs = _numbers(how["pcs"], "pcs").astype(int)
+    pcs = _numbers(how["pcs"], "pcs", whole=True).astype(int)
     axes = pcs.size
     polygon, camera = _numbers(how["polygon"], "polygon"), _numbers(how["camera"], "camera")
     if (
@@ -224,7 +233,7 @@ def _by_predicate(e: xr.Dataset, how: Mapping[str, Any]) -> Mask:
     labels = neurons_of(e)
     mask = np.ones(labels.sizes["neuron"], bool)
     if "feature_maps" in how:
-        wanted = _numbers(how["feature_maps"], "feature_maps")
+        wanted = _numbers(how["feature_maps"], "feature_maps", whole=True)
         unknown = np.setdiff1d(wanted, labels["feature_map"].values)
         if wanted.ndim != 1 or unknown.size:
             raise ArgumentError(
@@ -234,18 +243,21 @@ def _by_predicate(e: xr.Dataset, how: Mapping[str, Any]) -> Mask:
         mask &= np.isin(labels["feature_map"].values, wanted)
     for key, coord in (("rows", "patch_row"), ("cols", "patch_col")):
         if key in how:
-            span = _numbers(how[key], key)
+            span = _numbers(how[key], key, whole=True)
             if span.shape != (2,):
                 raise ArgumentError(f"{key}={how[key]!r}: expected the first and the last.")
             mask &= (labels[coord].values >= span[0]) & (labels[coord].values <= span[1])
     return mask
 
 
-def _numbers(values: Any, name: str) -> npt.NDArray[np.float64]:
+def _numbers(values: Any, name: str, whole: bool = False) -> npt.NDArray[np.float64]:
     try:
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError):
-        array = np.array([np.nan])
-    if not np.isfinite(array).all() or array.size > 4 * _CORNERS + 4096:
+        array = np.asarray(values)
+    except ValueError:  # lists of different lengths
+        array = np.asarray("")
+    known = array.dtype.kind in "iuf" and array.size <= 4 * _CORNERS + 4096
+    if not known or not np.isfinite(array).all():
         raise ArgumentError(f"{name}={str(values)[:60]!r}: expected finite numbers.")
-    return array
+    if whole and ((array != np.rint(array)) | (abs(array) > _LARGEST)).any():
+        raise ArgumentError(f"{name}={str(values)[:60]!r}: expected whole numbers.")
+    return array.astype(np.float64)
