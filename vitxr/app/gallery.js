@@ -53,7 +53,7 @@ export function render({ model }) {
     fill(); mark();
   }
   function fill() {
-    const values = new Float32Array(model.values), top = Math.max(...values, 0);
+    const values = new Float32Array(model.values), top = Math.max(0, ...values.filter(v => v === v));
     root.querySelector(".about").textContent = model.about;
     items.forEach((b, i) => {
       const v = values[i], known = v !== undefined && !Number.isNaN(v);

@@ -87,6 +87,7 @@ class App(pn.viewable.Viewer):
         self.controls = Controls(self)
         self.main = pn.Column(sizing_mode="stretch_width", min_height=400)
         self._working: dict[str, str] = {}
+        self._unread: set[tuple[int, int | None]] = set()
         self._document = pn.state.curdoc
         side = pn.Column(
             self.controls.layout,
@@ -124,7 +125,11 @@ class App(pn.viewable.Viewer):
         """Say what of the address cannot be shown here."""
         parts = ", ".join(f"{ADDRESS[name]}={str(value)[:60]}" for name, value in wrong.items())
         text = html.escape(f"Of the address this was left out, as the store has no such: {parts}.")
-        self.notice.param.update(object=f'<p class="bad">{text}</p>', visible=True)
+        self._notify(f'<p class="bad">{text}</p>')
+
+    def _notify(self, text: str) -> None:
+        """Say something above the view."""
+        self.notice.param.update(object=text, visible=True)
 
     @property
     def view(self) -> View:
@@ -148,18 +153,18 @@ class App(pn.viewable.Viewer):
     def _show(self) -> None:
         try:
             self.controls.show(self.view.controls)
+            self.side.visible = bool(len(self.controls.layout))
+            self._refresh()
         except VitxrError as error:
             self.main[:] = [_told(error)]
-            return
-        self.side.visible = bool(len(self.controls.layout))
-        self._refresh()
-        self._say("view", "")
+        finally:
+            self._say("view", "")
 
     def _refresh(self) -> None:
         view = self.view
         changed, view.stale = view.stale, set()
-        self.controls.refresh()
         try:
+            self.controls.refresh()
             layout = view.layout
             if changed:
                 view.refresh(changed)
@@ -177,18 +182,30 @@ class App(pn.viewable.Viewer):
         self.state.choose(new)
 
     def means(self) -> Means | None:
-        """Mean responses of the neurons; None while they are read, beside the page."""
+        """Mean responses of the neurons; None while they are read, beside the page.
+
+        What could not be read is said once, and not tried again by this page.
+        """
         layer, rank = self.state.layer, self.state.rank or None
-        if self.source.has_means(layer, rank):
-            return self.source.means(layer, rank)
+        found = self.source.known_means(layer, rank)
+        if found is not None or (layer, rank) in self._unread:
+            return found
 
         def ready() -> None:
             for view in self.views.values():
                 view.stale |= {"means"} & set(view.shows)
             self._refresh()
 
+        def failed() -> None:
+            self._unread.add((layer, rank))
+            ready()  # by now others may be wanted
+
         self.beside(
-            "means", lambda tell: self.source.means(layer, rank, tell), "reading responses", ready
+            "means",
+            lambda tell: self.source.means(layer, rank, tell),
+            "reading responses",
+            ready,
+            failed,
         )
         return None
 
@@ -198,24 +215,34 @@ class App(pn.viewable.Viewer):
         work: Callable[[Callable[[int, int], None]], Any],
         what: str,
         done: Callable[[], None],
+        failed: Callable[[], None] | None = None,
     ) -> None:
         """Run work in a thread, say how far it is, then go on in the page.
 
-        Work that is under way already is not begun again.
+        Work that is under way already is not begun again. Where it fails, the page says so above
+        the view, which may by then be another.
         """
         if key in self._working:
             return
         self._say(key, what)
+        ended = False
 
         def tell(count: int, of: int) -> None:
-            self._later(lambda: self._say(key, f"{what}: {count} of {of} images"))
+            self._later(
+                lambda: None if ended else self._say(key, f"{what}: {count} of {of} images")
+            )
 
         def finish(error: Exception | None) -> None:
+            nonlocal ended  # callbacks of a document do not run in the order in which they came
+            ended = True
             self._say(key, "")
             if error is None:
                 done()
-            else:
-                self.main[:] = [_told(error)]
+                return
+            if failed is not None:
+                failed()
+            said = html.escape(f"While {what}: {error}")
+            self._notify(f'<p class="bad" role="alert">{said}</p>')
 
         def run() -> None:
             problem: Exception | None = None

@@ -15,6 +15,7 @@ from typing import Any
 
 import panel as pn
 
+from vitxr.app.address import follow
 from vitxr.app.page import ADDRESS, App, problem_page
 from vitxr.app.source import Source, open_source
 from vitxr.errors import ArgumentError, VitxrError
@@ -31,7 +32,7 @@ def session(source: Source) -> Any:
     """A page for one session, that follows its address and is followed by it."""
     app = App(source)
     if pn.state.location is not None:
-        pn.state.location.sync(app.state, ADDRESS, on_error=app.tell_address)
+        follow(app, ADDRESS, pn.state.location)
     app.start()
     return app
 
@@ -125,12 +126,16 @@ def origins(address: str, port: int) -> list[str]:
             names = ["[::1]", "localhost"]
     elif address in ("0.0.0.0", "::"):  # noqa: S104 (compared, not listened on)
         own = socket.gethostname()
-        found = {info[4][0] for info in socket.getaddrinfo(own, None)}
+        try:
+            found = {info[4][0] for info in socket.getaddrinfo(own, None)}
+        except OSError:  # a machine need not know itself by name
+            found = set()
         numbers = sorted(f"[{a}]" if ":" in str(a) else str(a) for a in found)
         names = list(dict.fromkeys([own, socket.getfqdn(), *numbers, "127.0.0.1", "localhost"]))
     else:
         names = [f"[{address}]" if ":" in address else address]
-    return [f"{name}:{port}" for name in names]
+    # Browsers write the host of an origin in small letters, whatever a machine calls itself.
+    return list(dict.fromkeys(f"{name}:{port}".lower() for name in names))
 
 
 def _is_own(address: str) -> bool:

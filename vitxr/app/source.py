@@ -18,13 +18,16 @@ from vitxr.app.means import Means, means
 from vitxr.app.pixels import pixels
 from vitxr.errors import ArgumentError, DataError
 from vitxr.names import NEURON, SHIFT
+from vitxr.plot.movie import Movie
 
 __all__ = ["Source", "open_source"]
 
 #: Feature maps whose neurons are shown where no factors say which.
 _MAPS = 20
-#: Things kept: frames, pixels, embeddings.
-_KEPT = 64
+#: Bytes kept of what is quickly read or drawn again: frames, pixels, pictures, movies.
+_BYTES = 256_000_000
+#: Things kept of each kind that is slow to make, so that no walk through frames drops them.
+_SLOW = {"means": 4, "factors": 32, "neurons": 32, "maps": 32}
 
 
 def open_source(store: str | Path, factors: str | Path | None = None) -> Source:
@@ -103,7 +106,8 @@ class Source:
         if factors is not None:
             self._check(factors)
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()
+        self._making: dict[Hashable, threading.RLock] = {}
 
     def _check(self, factors: Any) -> None:
         if self.ensemble is None and (
@@ -127,6 +131,26 @@ class Source:
                 f"the factors are of block {self.factor_layer}, and the store holds "
                 f"{', '.join(map(str, self.layers))}. Give factors of this store."
             )
+        self._check_labels(
+            factors if self._factors is not None else factors[f"rank_{self.ranks[0]}"]
+        )
+
+    def _check_labels(self, f: Any) -> None:
+        """Refuse factors of images or patches that the store does not hold."""
+        names = [str(n) for n in f["image"].values] if "image" in f.coords else []
+        unknown = sorted(set(names) - set(self.images))
+        if unknown:
+            more = f" and {len(unknown) - 1} more" * (len(unknown) > 1)
+            raise DataError(
+                f"the factors are of images that the store does not hold: {unknown[0]!r}{more}. "
+                "Give factors of this store."
+            )
+        for name, size in zip(NEURON[1:], self.grid, strict=True):
+            if name in f.coords and int(f[name].max()) >= size:
+                raise DataError(
+                    f"the factors have neurons at `{name}` {int(f[name].max())}, and the store's "
+                    f"patch grid is {self.grid[0]} x {self.grid[1]}. Give factors of this store."
+                )
 
     @property
     def title(self) -> str:
@@ -152,17 +176,39 @@ class Source:
         return int(given.attrs["layer"])
 
     def keep(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """Give what is kept under a key, made if it is not there."""
+        """Give what is kept under a key, made if it is not there: once, however many ask."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        value = make()
-        with self._lock:
-            self._kept[key] = value
-            while len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
+            turn = self._making.setdefault(key, threading.RLock())
+        with turn:
+            with self._lock:
+                if key in self._kept:
+                    return self._kept[key]
+            try:
+                value = make()
+                with self._lock:
+                    self._kept[key] = value
+                    self._drop(_kind(key))
+            finally:
+                with self._lock:
+                    self._making.pop(key, None)
         return value
+
+    def _drop(self, kind: Hashable) -> None:
+        """Forget what was not asked for for the longest time, never the newest."""
+        most = _SLOW.get(str(kind))
+        if most is not None:
+            for key in [k for k in self._kept if _kind(k) == kind][:-most]:
+                del self._kept[key]
+            return
+        quick = [k for k in self._kept if str(_kind(k)) not in _SLOW]
+        total = sum(_weight(self._kept[k]) for k in quick)
+        for key in quick[:-1]:
+            if total <= _BYTES:
+                break
+            total -= _weight(self._kept.pop(key))
 
     def factors(self, rank: int | None = None) -> xr.Dataset:
         """Factors in memory: of an ensemble, the best replicate of a rank."""
@@ -200,7 +246,11 @@ class Source:
             own = {n: c for n, c in t.coords.items() if c.dims == ("neuron",)}
             return xr.Dataset(coords=own, attrs=t.attrs)
 
-        return self.keep(("neurons", None if self.has_factors else layer, rank), make)
+        return self.keep(self.neurons_key(layer, rank), make)
+
+    def neurons_key(self, layer: int, rank: int | None) -> tuple[str, int | None, int | None]:
+        """What tells the neurons that are shown from those of another layer or rank."""
+        return ("neurons", None if self.has_factors else layer, rank)
 
     def maps_of(self, layer: int, rank: int | None = None) -> list[int]:
         """Feature maps of the neurons, in their order."""
@@ -219,11 +269,12 @@ class Source:
         layer = self.factor_layer if self.has_factors else layer
         return self.keep(("means", layer, maps), lambda: means(self.ds, layer, e, tell))
 
-    def has_means(self, layer: int, rank: int | None) -> bool:
-        """Whether the mean responses are there already."""
+    def known_means(self, layer: int, rank: int | None) -> Means | None:
+        """The mean responses if they have been read, else None: nothing is read."""
         maps = tuple(self.maps_of(layer, rank))
         layer = self.factor_layer if self.has_factors else layer
-        return ("means", layer, maps) in self._kept
+        with self._lock:
+            return self._kept.get(("means", layer, maps))
 
     def pixels(self, image: str) -> np.ndarray:
         """One image at the size at which the model takes it, uint8 (height, width, 3)."""
@@ -266,3 +317,15 @@ class Source:
             return one.isel({d: i for d, i in at.items() if d in one.dims}).compute()
 
         return self.keep(("attention", layer, image, shift_y, shift_x), read)
+
+
+def _kind(key: Hashable) -> Hashable:
+    """What is kept under a key: its first part."""
+    return key[0] if isinstance(key, tuple) else key
+
+
+def _weight(value: Any) -> int:
+    """Bytes of an array, of encoded pictures, or of a movie."""
+    if isinstance(value, Movie):
+        return int(value.frames.nbytes) + len(value.html)
+    return len(value) if isinstance(value, bytes) else int(getattr(value, "nbytes", 0))

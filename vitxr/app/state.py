@@ -73,6 +73,7 @@ class State(param.Parameterized):
         params.setdefault("query_row", rows // 2)
         params.setdefault("query_col", cols // 2)
         super().__init__(**params)
+        self._among = source.neurons_key(self.layer, self.rank or None)
         if self.how:
             self._remake()
 
@@ -88,28 +89,22 @@ class State(param.Parameterized):
         """The neurons that can be selected now."""
         return self.source.neurons(self.layer, self.rank or None)
 
-    @param.depends("how", watch=True)
+    @param.depends("how", "layer", "rank", watch=True)
     def _remake(self) -> None:
-        """Make the selection that the address tells of."""
-        if self.selection is not None and self.selection.how == self.how:
-            return
+        """Make the selection that ``how`` tells of, among the neurons that are shown now.
+
+        What was selected among others stays selected where it can: a lasso cannot.
+        """
+        among = self.source.neurons_key(self.layer, self.rank or None)
+        moved, self._among = among != self._among, among
         if not self.how:
             self.selection = None
             return
-        try:
-            made = select(self.neurons(), self.how, self.name_of_selection)
-        except VitxrError as error:
-            self.param.update(selection=None, how={}, problem=str(error))
-        else:
-            self.param.update(selection=made, problem="")
-
-    @param.depends("layer", "rank", watch=True)
-    def _other_neurons(self) -> None:
-        """Select among the neurons that are shown now; what cannot be there is dropped."""
-        if not self.how or (self.source.has_factors and self.source.ensemble is None):
+        same = self.selection is not None and self.selection.how == self.how
+        if same and not moved:
             return
         try:
-            if '"polygon"' in json.dumps(self.how):
+            if same and '"polygon"' in json.dumps(self.how):
                 raise ArgumentError(
                     "the lasso was around points of another embedding: draw it again."
                 )

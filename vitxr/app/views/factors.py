@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import Any
 
 import panel as pn
@@ -34,7 +35,7 @@ class Factors(View):
         count = f.sizes["component"]
         self.about.object = (
             f"<p>{count} components of block {self.source.factor_layer}: relative residual "
-            f"{float(f['objective']):.3f}, {f.attrs.get('method', '')}.</p>"
+            f"{float(f['objective']):.3f}, {html.escape(str(f.attrs.get('method', '')))}.</p>"
         )
         self.rows.show(
             self.app,

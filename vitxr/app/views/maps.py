@@ -84,8 +84,9 @@ class FeatureMaps(View):
         count, rows, cols = values.shape
         across = self._columns
         down = math.ceil(count / across)
-        top = np.abs(values).max(axis=(1, 2), keepdims=True)
+        top = np.nanmax(np.abs(values), axis=(1, 2), keepdims=True, initial=0)
         each = np.divide(values, top, out=np.zeros_like(values, np.float32), where=top > 0)
+        each[np.isnan(values)] = np.nan
         cells = np.full((down * across, rows + 1, cols + 1), np.nan, np.float32)
         cells[:count, :rows, :cols] = each
         tiled = cells.reshape(down, across, rows + 1, cols + 1).swapaxes(1, 2)

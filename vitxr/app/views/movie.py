@@ -38,7 +38,9 @@ class Film(View):
 
         def make() -> Any:
             maps = source.maps_of(s.layer, s.rank or None)
-            wanted = list(dict.fromkeys([chosen, *maps]))[: _MOST + 1]
+            # the factors may be of another block, which may keep other channels
+            have = {source.channel(s.layer, m) for m in source.feature_maps}
+            wanted = [m for m in dict.fromkeys([chosen, *maps]) if m in have][: _MOST + 1]
             one = source.ds.sel(image=[s.image])
             t = neuron_tensor(one, s.layer, wanted)
             try:

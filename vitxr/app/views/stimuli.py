@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,8 @@ class Stimuli(View):
         try:
             rgb = self.source.pixels(s.image)
         except VitxrError as error:
-            self.note.param.update(object=f'<p class="bad">{error}</p>', visible=True)
+            said = html.escape(str(error))
+            self.note.param.update(object=f'<p class="bad">{said}</p>', visible=True)
             self.plain.visible = self.shifted.visible = False
             return
         self.note.visible = False
