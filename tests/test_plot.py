@@ -590,6 +590,14 @@ def test_factors_of_the_raster_have_no_offset_a_column(factors):
     assert "across: column of the raster" in texts(plot.factors(runs_on))
 
 
+def test_one_shift_that_was_selected_is_drawn(run):
+    t = run.isel(shift_y=1, shift_x=2).vit.neuron_tensor(1, feature_maps=2)
+    film = texts(plot.filmstrip(t, int(t["feature_map"].values[0])))
+    assert {"8", "16", "dy (px)", "dx (px)"} <= set(film)
+    drawn = texts(plot.factors(synthetic.factorize(t, 2)))
+    assert {"across: dx 16 to 16 px", "down: dy 8 to 8 px"} <= set(drawn)
+
+
 def test_factors_of_a_matrix_have_no_lattice(factors):
     picture = plot.factors(factors.drop_vars("shift_factor").drop_dims("shift"))
     assert len(parts(picture, "Image")) == 1

@@ -283,7 +283,7 @@ def _offset_ticks(
     known = "offset_y" in array.coords and "offset_x" in array.coords
     unit = " px" if known else ""
     named = ("offset_y", "offset_x") if known else ("shift_y", "shift_x")
-    dy, dx = (np.asarray(array[n].values) for n in named)
+    dy, dx = (np.broadcast_to(array[n].values, array.sizes["shift"]) for n in named)
     # under "raster" a column has no single horizontal offset
     _, at_x, _ = lattice_offsets(array)
     straight = all(len(set(dx[at_x == j])) == 1 for j in range(nx))

@@ -50,7 +50,7 @@ class Movie:
         page = html.escape(self.html, quote=True)
         return (
             f'<iframe srcdoc="{page}" title="Movie over shifts" '
-            'onload="this.style.height = this.contentDocument.body.scrollHeight + 32 + \'px\'" '
+            "onload=\"this.style.height = this.contentDocument.body.scrollHeight + 32 + 'px'\" "
             'style="width:100%;height:560px;border:0"></iframe>'
         )
 

@@ -116,7 +116,7 @@ def _lattice_words(tensor: xr.DataArray, tiles: Any, scale: float, every: int) -
     known = "offset_y" in tensor.coords and "offset_x" in tensor.coords
     unit = "px" if known else "lattice step"
     named = ("offset_y", "offset_x") if known else ("shift_y", "shift_x")
-    dy, dx = (np.asarray(tensor[n].values) for n in named)
+    dy, dx = (np.broadcast_to(tensor[n].values, tensor.sizes["shift"]) for n in named)
     rows = [int(dy[at_y == i][0]) for i in range(0, ny, every)]
     # under "raster" a column has no single horizontal offset: number the columns
     straight = all(len(set(dx[at_x == j])) == 1 for j in range(nx))
