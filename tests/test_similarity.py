@@ -230,6 +230,53 @@ def test_rsa_with_ties():
     np.testing.assert_allclose(ds.vit.rsa(metric="euclidean").rsa[0, 1], spearmanr(a, b)[0])
 
 
+@pytest.mark.parametrize("metric", ["correlation", "euclidean"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_rsa_of_what_ties_but_for_rounding(metric, dtype):
+    """Images that are there twice; of correlation, with another scale and offset."""
+    from scipy.stats import rankdata
+
+    ds = make(n=11, dtype=dtype).isel(shift_y=[0], shift_x=[0])
+    x = ds.activation.values
+    x[7:] = x[:4]
+    if metric == "correlation":
+        x[7:] = np.float64([0.3, 0.7, 3, 11]).reshape(4, *[1] * 6) * x[:4].astype(float) - 0.1
+    far = [pdist(rows(ds, k), metric) for k in range(3)]
+    digits = 12 if dtype == "float64" or metric == "euclidean" else 5
+    if dtype == "float64":
+        true = [[spearmanr(a.round(digits), b.round(digits))[0] for a in far] for b in far]
+        np.testing.assert_allclose(ds.vit.rsa(metric=metric).rsa, true, atol=1e-12)
+    if metric == "correlation" and dtype == "float64":  # there was something to tie
+        assert not np.array_equal(rankdata(far[0]), rankdata(far[0].round(digits)))
+
+
+@given(
+    levels=st.lists(st.integers(0, 5), min_size=2, max_size=20),
+    size=st.sampled_from([1e-3, 1.0, 1e6]),
+    seed=st.integers(0, 99),
+)
+def test_ranks_do_not_see_rounding(levels, size, seed):
+    from scipy.stats import rankdata
+
+    exact = np.array([levels, levels[::-1]], float) * size
+    noise = np.full(exact.shape, 1e-13 * size)
+    off = noise * np.random.default_rng(seed).uniform(-0.99, 0.99, exact.shape)
+    np.testing.assert_array_equal(_grams.ranks(exact + off, noise), rankdata(exact, axis=-1))
+    np.testing.assert_array_equal(
+        _grams.ranks(exact + off, 0 * noise), rankdata(exact + off, axis=-1)
+    )
+    exact[0, 0] = np.nan
+    assert np.isnan(_grams.ranks(exact, noise)).all(axis=-1).tolist() == [True, False]
+
+
+def test_ranks_of_images_that_are_zero():
+    """Their products have no rounding at all."""
+    ds = make(n=8).isel(shift_y=[0], shift_x=[0])
+    ds["activation"][2:5] = 0
+    far = [pdist(rows(ds, k), "euclidean") for k in (0, 1)]
+    np.testing.assert_allclose(ds.vit.rsa(metric="euclidean").rsa[0, 1], spearmanr(*far)[0])
+
+
 @settings(max_examples=5)
 @given(data=st.data())
 def test_chunked_equals_eager(data):

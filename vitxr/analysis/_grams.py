@@ -9,7 +9,16 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Metric", "batches", "centred", "dissimilarities", "gram", "products", "u_centred"]
+__all__ = [
+    "Metric",
+    "batches",
+    "centred",
+    "dissimilarities",
+    "gram",
+    "products",
+    "ranks",
+    "u_centred",
+]
 
 Array = npt.NDArray[Any]
 Metric = Literal["correlation", "euclidean"]
@@ -111,8 +120,11 @@ def centred(k: Array) -> Array:
     return out
 
 
-def dissimilarities(k: Array, features: int, metric: Metric) -> Array:
-    """Turn inner products and sums, (..., image, image + 1), into dissimilarities."""
+def dissimilarities(k: Array, features: int, metric: Metric) -> tuple[Array, Array]:
+    """Turn inner products and sums, (..., image, image + 1), into dissimilarities.
+
+    And how much of each is rounding at most.
+    """
     products, total = k[..., :-1], k[..., -1]
     n = products.shape[-1]
     squares = np.diagonal(products, axis1=-2, axis2=-1)
@@ -121,17 +133,39 @@ def dissimilarities(k: Array, features: int, metric: Metric) -> Array:
     if metric == "euclidean":
         far = squares[..., :, None] + squares[..., None, :] - 2 * products
         far = np.sqrt(np.where(far <= noise, 0, far))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            noise = np.fmin(noise / (2 * far), np.sqrt(noise) / 2)  # of the square's root
     else:
         products = products - total[..., :, None] * total[..., None, :] / features
         own = np.diagonal(products, axis1=-2, axis2=-1)
         own = np.where(own <= _ROUNDING * squares, np.nan, own)
         with np.errstate(invalid="ignore"):
             unit = np.sqrt(own[..., :, None] * own[..., None, :])
-            far = 1 - products / unit
-            far = np.where(far <= noise / unit, 0, far)
+            far, noise = 1 - products / unit, noise / unit
+            far = np.where(far <= noise, 0, far)
         squares = own
     far[..., np.arange(n), np.arange(n)] = np.where(np.isnan(squares), np.nan, 0)
-    return far
+    return far, noise
+
+
+def ranks(values: Array, noise: Array) -> Array:
+    """Ranks along the last axis, from 1; what differs by rounding only has its mean rank.
+
+    Examples
+    --------
+    >>> ranks(np.array([0.3, 0.1 + 0.2, 0.1]), np.full(3, 1e-15))
+    array([2.5, 2.5, 1. ])
+    """
+    from scipy.stats import rankdata
+
+    by_size = np.argsort(values, axis=-1)
+    ascending, slack = (np.take_along_axis(a, by_size, -1) for a in (values, noise))
+    with np.errstate(invalid="ignore"):
+        step = np.diff(ascending, axis=-1) > slack[..., 1:] + slack[..., :-1]
+    level = np.zeros(values.shape)
+    np.put_along_axis(level, by_size[..., 1:], np.cumsum(step, axis=-1), -1)
+    out: Array = rankdata(np.where(np.isnan(values), np.nan, level), axis=-1)
+    return out
 
 
 def products(x: Array, y: Array, orders: Array) -> tuple[Array, Array, Array, Array]:

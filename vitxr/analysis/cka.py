@@ -54,9 +54,12 @@ def cka(
         "layer": each layer with each layer of ``other``, at the same shifts. "shift": each shift
         with each shift of ``other``, in the same layer.
     unbiased
-        HSIC_1, whose expectation for independent representations is 0, for any number of images
-        and features; CKA may then be below 0. False: HSIC_0, as CKA was first defined, of all
-        images at once. With few images and many features it is near 1 whatever they are.
+        Each HSIC above and below the line is HSIC_1 of Song et al. (2012, equation 5), an unbiased
+        estimate of the HSIC of the images' population from any number of 4 or more, 0 in
+        expectation for independent representations; CKA may then be below 0. The ratio, CKA,
+        is not itself unbiased. False: HSIC_0, ``tr(K H L H) / (n - 1)^2`` with ``H = I - 1/n``, as
+        CKA was first defined, of all images at once. It is biased upwards: with few images and many
+        features CKA is near 1 whatever they are.
     batch_size
         Most images that are compared with one another. Batches are drawn at random and as equal
         as can be. With more the estimate varies less and takes more memory and time.
@@ -88,8 +91,8 @@ def cka(
     ----------
     Kornblith et al. (2019), Similarity of neural network representations revisited, ICML
     (``unbiased=False``); Nguyen, Raghu and Kornblith (2021), Do wide and deep networks learn the
-    same things?, ICLR (batches); Song et al. (2012), Feature selection via dependence
-    maximization, JMLR 13, 1393-1434 (HSIC_1).
+    same things?, ICLR (equations 2 and 3: HSIC_1 in CKA, summed over batches); Song et al. (2012),
+    Feature selection via dependence maximization, JMLR 13, 1393-1434 (HSIC_1).
 
     Examples
     --------

@@ -11,7 +11,7 @@ import xarray as xr
 
 from vitxr.analysis._compared import check_counts, compared, labelled
 from vitxr.analysis._frames import frames
-from vitxr.analysis._grams import Metric, dissimilarities, products
+from vitxr.analysis._grams import Metric, dissimilarities, products, ranks
 from vitxr.analysis._pairs import Across, pair
 from vitxr.analysis._walk import blocks, grams, room_for
 from vitxr.errors import ArgumentError, DataError
@@ -35,7 +35,8 @@ def rsa(
     """Representational similarity analysis: whether two tell the same images apart.
 
     Spearman's rank correlation between the dissimilarities (:func:`rdm`) of one representation and
-    those of another, over all pairs of images; across layers, the mean over shifts.
+    those of another, over all pairs of images; across layers, the mean over shifts. Dissimilarities
+    that are the same but for rounding, as of an image that is there twice, have their mean rank.
 
     Parameters
     ----------
@@ -92,10 +93,8 @@ def rsa(
 
     def ranked(k: Array, features: int) -> Array:
         """Ranks of the dissimilarities, centred and of length 1, in the upper triangle."""
-        from scipy.stats import rankdata
-
-        far = dissimilarities(k, features, metric)
-        flat = rankdata(far[:, :, above, beside], axis=-1)
+        far, noise = dissimilarities(k, features, metric)
+        flat = ranks(far[:, :, above, beside], noise[:, :, above, beside])
         flat -= flat.mean(-1, keepdims=True)
         with np.errstate(invalid="ignore"):
             flat /= np.linalg.norm(flat, axis=-1, keepdims=True)
@@ -168,7 +167,7 @@ def rdm(
     everything = np.arange(n)
     for block in blocks([x], [n]):
         (k,) = grams(x, [everything], block, np.float64, sums=True)
-        far = dissimilarities(k, math.prod(x.shape[4:]), metric)
+        far, _ = dissimilarities(k, math.prod(x.shape[4:]), metric)
         here = out[block]
         here[:] = np.moveaxis(far, 0, 1).reshape(here.shape)
     kept = {"image", *SHIFT, "layer"}
