@@ -185,6 +185,57 @@ def test_a_class_of_one_image_leaves_the_floors():
     assert (t.preferred_label.values[np.isnan(t.d_prime)] == "c").all()
 
 
+@pytest.mark.parametrize("value", [0.7, 0.1, 1 / 3, 1e-6, 3e4])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_maps_that_are_the_same_for_all_images_prefer_no_class(value, dtype):
+    """Constant ones, and ones that answer to the shift alone; their means are not exact."""
+    values = np.random.default_rng(0).random((7, 2, 3, 1, 3, 7, 7))
+    values[..., 1, :, :] = value
+    values[:, :, :, :, 2] = values[:1, :, :, :, 2]
+    ds = make(values.astype(dtype))
+    t = ds.vit.map_table().isel(layer=0)
+    assert t.preferred_label.values[1:].tolist() == ["", ""]
+    assert t.class_selectivity.values[1:].tolist() == [0, 0]
+    assert t.class_selectivity_floor.values[1:].tolist() == [0, 0]
+    assert np.isnan(t.d_prime[1:]).all()
+    assert np.isnan(t.d_prime_floor[1:]).all()
+    assert np.isnan(t.image_share[1])
+    np.testing.assert_allclose(t.shift_share[2], 1)
+    assert t.preferred_label[0].item() in LABELS
+    assert np.isfinite(t.d_prime[0])
+
+
+@pytest.mark.parametrize("high", [0.7, 1 / 3, 1e4])
+def test_a_class_told_without_any_variance_has_an_infinite_index(high):
+    """And a floor as high only where permutations tell it as well."""
+    values = np.full((12, 2, 3, 1, 2, 7, 7), 0.1)
+    values[:6, ..., 0, :, :] = high
+    values[:, ..., 1, :, :] = np.random.default_rng(0).random((12, 2, 3, 1, 7, 7))
+    t = make(values, ["a"] * 6 + ["b"] * 6).vit.map_table().isel(layer=0)
+    assert t.d_prime[0] == np.inf
+    assert t.preferred_label[0] == "a"
+    assert np.isfinite(t.d_prime_floor[0])
+    assert np.isfinite(t.d_prime[1])
+    few = make(values[[0, 1, 6, 7]], list("aabb")).vit.map_table(shuffles=99).isel(layer=0)
+    assert few.d_prime[0] == few.d_prime_floor[0] == np.inf  # a third of all permutations
+
+
+def test_a_rest_of_one_image_has_no_variance():
+    rng = np.random.default_rng(0)
+    values = rng.random((7, 2, 3, 1, 40, 2, 3))
+    values[:6] += 1
+    t = make(values, ["a"] * 6 + ["b"]).vit.map_table()
+    assert (t.preferred_label == "a").all()
+    assert np.isnan(t.d_prime).all()
+    assert np.isfinite(t.class_selectivity).all()
+
+
+def test_of_equal_classes_the_first_is_preferred():
+    values = np.zeros((7, 2, 3, 1, 1, 2, 3))
+    values[np.isin(LABELS, ["b", "c"])] = 1
+    assert make(values).vit.map_table().preferred_label.item() == "b"
+
+
 def test_not_a_number_goes_not_unseen():
     ds = random()
     ds["activation"][2, 0, 0, 1, 0, 0, 0] = np.nan
@@ -192,7 +243,12 @@ def test_not_a_number_goes_not_unseen():
     for name in ("mean_activity", "responsiveness", "image_share", "d_prime"):
         assert np.isnan(t[name][1, 0]), name
         assert np.isfinite(t[name][0]).all(), name
+    assert t.preferred_label[1, 0] == ""
     assert np.isnan(ds.vit.population_sparseness().sel(layer=2)[2, 0, 0])
+    c, whole = ds.vit.class_activity(), random().vit.class_activity()
+    lost = (c.layer == 2) & (c.feature_map == 0) & (c.label == LABELS[2])
+    assert int(lost.sum()) == 1
+    xr.testing.assert_allclose(c, whole.where(~lost))
 
 
 def test_class_activity_is_a_grouped_mean():

@@ -22,6 +22,8 @@ Array = npt.NDArray[Any]
 #: Share of the selectivities of shuffled labels that lie below the floors. Weibull's
 #: positions, i / (n + 1), so that one more shuffle lies above with the chance that is left.
 QUANTILE = 0.95
+#: Share of what is compared that is rounding.
+_ROUNDING = 1e-12
 _MAPS = ("layer", "feature_map")
 
 
@@ -32,7 +34,8 @@ def map_table(
 
     With :math:`r_{is}` a map's activity for image :math:`i` and shift :math:`s`, the mean over
     patches of the rectified activation (:func:`vitxr.tensors.activity`), :math:`\bar r_i` its mean
-    over shifts and :math:`\mu_c` the mean of these over the images of class :math:`c`:
+    over shifts and :math:`\mu_c` the mean of these over the images of class :math:`c`, the columns
+    are as below.
 
     Parameters
     ----------
@@ -56,22 +59,28 @@ def map_table(
         - ``responsiveness``: share of values (image, shift, patch) that are above zero
         - ``lifetime_sparseness``: ``(1 - mean(r)**2 / mean(r**2)) / (1 - 1 / n)`` over the n frames
           (image, shift). 0: the same for all; 1: one frame alone
-        - ``image_share``, ``shift_share``, ``interaction_share``: of the variance of :math:`r`
-          over frames, what is due to the image alone, to the shift alone, and to which image is
-          shifted by how much. They add up to 1
+        - ``image_share``, ``shift_share``, ``interaction_share``: of the variance (divided by n)
+          of :math:`r` over frames, what is due to the image alone, to the shift alone, and to
+          which image is shifted by how much. They add up to 1
         - ``label_share``: the part of ``image_share`` that lies between classes
-        - ``preferred_label``: the class :math:`c` of largest :math:`\mu_c`
+        - ``preferred_label``: the class :math:`c` of largest :math:`\mu_c`, of equal ones the
+          first by name; none where :math:`\bar r_i` is the same for all images
         - ``class_selectivity``: :math:`(\mu_c - \mu_{-c}) / (\mu_c + \mu_{-c})` for the preferred
-          class, with :math:`\mu_{-c}` the mean of the other classes' :math:`\mu`
+          class, with :math:`\mu_{-c}` the mean of the other classes' :math:`\mu`, in which each
+          class counts alike however many images it has. 0 where :math:`\bar r_i` is the same for
+          all images
         - ``d_prime``: :math:`(m_c - m_{-c}) / \sqrt{(s_c^2 + s_{-c}^2) / 2}` of the means and
-          variances (n - 1) of :math:`\bar r_i` over the images of the preferred class and over
-          all others
+          variances (divided by n - 1) of :math:`\bar r_i` over the images of the preferred class
+          and over those of all others, pooled: each image counts alike. Infinite where neither
+          varies and yet they differ
         - ``class_selectivity_floor``, ``d_prime_floor``: 95 % quantile of the same with labels
           permuted between images, the preferred class chosen anew, over those permutations for
           which it is defined. What is not above its floor is what so few images give by chance
 
-        NaN, or no ``preferred_label``, where a map is silent or does not vary, where there is one
-        class, and, of ``d_prime``, where the preferred class or the rest has one image.
+        NaN, and no ``preferred_label``, where a map is silent or holds NaN; but ``mean_activity``
+        and ``responsiveness`` of a silent map, which are 0. So also the shares of a map that does
+        not vary, ``d_prime`` where :math:`\bar r_i` is the same for all images or where the
+        preferred class or the rest has one image, and selectivity where there is one class.
 
     Raises
     ------
@@ -113,7 +122,7 @@ def map_table(
     mean = by_image.mean("image", skipna=False)
     spread = squares - mean**2
     # What is left of maps that do not vary is rounding.
-    spread = spread.where(spread > 1e-12 * squares)
+    spread = spread.where(spread > _ROUNDING * squares)
     of_image = ((by_image - mean) ** 2).mean("image", skipna=False)
     of_shift = ((by_shift - mean) ** 2).mean(SHIFT, skipna=False)
     out = xr.Dataset(
@@ -132,9 +141,7 @@ def map_table(
     rng = np.random.default_rng(random_state)
     shuffled = [selectivity(flat, rng.permutation(which), len(labels)) for _ in range(shuffles)]
     out["label_share"] = (_MAPS, found["between"] / spread.transpose(*_MAPS).values)
-    preferred = labels[found["preferred"].astype(int)]
-    out["preferred_label"] = (_MAPS, np.where(np.isnan(found["class_selectivity"]), "", preferred))
-    out["preferred_label"] = out["preferred_label"].astype(object)
+    out["preferred_label"] = (_MAPS, np.append(labels, "")[found["preferred"]])
     for name in ("class_selectivity", "d_prime"):
         out[name] = (_MAPS, found[name])
         out[f"{name}_floor"] = (_MAPS, _floor(np.stack([one[name] for one in shuffled])))
@@ -165,7 +172,8 @@ def class_activity(ds: xr.Dataset, variable: str = "activation") -> xr.DataArray
     -------
     xarray.DataArray
         ``class_activity(layer, feature_map, label)``: the mean over images of the class, shifts
-        and patches of the rectified activation, float64. Lazy if ``ds`` is.
+        and patches of the rectified activation, float64. Lazy if ``ds`` is. NaN where one of these
+        is.
 
     Raises
     ------
@@ -186,7 +194,10 @@ def class_activity(ds: xr.Dataset, variable: str = "activation") -> xr.DataArray
     share[which, np.arange(len(which))] = 1 / np.bincount(which)[which]
     by_image = _activity(x).mean(SHIFT, skipna=False)
     of_class = xr.DataArray(share, dims=("label", "image"), coords={"label": labels})
-    out = xr.dot(of_class, by_image.drop_vars("label"), dim="image")
+    by_image = by_image.drop_vars("label")
+    # A product with 0 would carry NaN over to classes that have none.
+    lost = xr.dot(of_class, by_image.isnull().astype(float), dim="image") > 0
+    out = xr.dot(of_class, by_image.fillna(0), dim="image").where(~lost)
     out = out.transpose(*_MAPS, "label").rename("class_activity")
     out.attrs = {
         **provenance(ds.attrs), **whose(ds, variable), **VARIABLES["class_activity"].attrs
@@ -211,7 +222,7 @@ def population_sparseness(ds: xr.Dataset, variable: str = "activation") -> xr.Da
     -------
     xarray.DataArray
         ``population_sparseness(image, shift_y, shift_x, layer)``, float64. Lazy if ``ds`` is. NaN
-        where no map is active.
+        where no map is active or one is NaN.
 
     References
     ----------
@@ -265,8 +276,8 @@ def selectivity(r: Array, which: Array, classes: int) -> dict[str, Array]:
     Returns
     -------
     dict of numpy.ndarray
-        Of the shape of a response: ``preferred`` class, ``class_selectivity``, ``d_prime``,
-        ``between``, the variance over images that lies between classes.
+        Of the shape of a response: ``preferred`` class, -1 for none; ``class_selectivity``;
+        ``d_prime``; ``between``, the variance over images that lies between classes.
     """
     n, count = len(which), np.bincount(which, minlength=classes)
     member = np.zeros((classes, n))
@@ -277,7 +288,9 @@ def selectivity(r: Array, which: Array, classes: int) -> dict[str, Array]:
     squares = np.tensordot(member, off**2, 1)
     of = count.reshape(-1, *[1] * (r.ndim - 1))
     means = total / of
-    preferred = means.argmax(axis=0)
+    with np.errstate(invalid="ignore"):
+        # The first of those that are the largest but for rounding.
+        preferred = (means >= means.max(axis=0) - _ROUNDING * middle).argmax(axis=0)
 
     def take(values: Array) -> Array:
         picked: Array = np.take_along_axis(values, preferred[None], axis=0)[0]
@@ -291,10 +304,15 @@ def selectivity(r: Array, which: Array, classes: int) -> dict[str, Array]:
         m_in, m_out = in_it / n_in, (total.sum(axis=0) - in_it) / n_out
         s_in = (take(squares) - n_in * m_in**2) / (n_in - 1)
         s_out = (squares.sum(axis=0) - take(squares) - n_out * m_out**2) / (n_out - 1)
+        within = np.where((n_in > 1) & (n_out > 1), s_in + s_out, np.nan)
+        # What is left of responses that do not differ is rounding.
+        within = np.where(within <= _ROUNDING * squares.sum(axis=0), 0, within)
+        same = np.ptp(r, axis=0) <= _ROUNDING * middle
+        index = (best - others) / (best + others)
         return {
-            "preferred": preferred,
-            "class_selectivity": (best - others) / (best + others),
-            "d_prime": (m_in - m_out) / np.sqrt(np.maximum(s_in + s_out, 0) / 2),
+            "preferred": np.where(same | np.isnan(index), -1, preferred),
+            "class_selectivity": np.where(same, 0 * index, index),
+            "d_prime": np.where(same, np.nan, (m_in - m_out) / np.sqrt(within / 2)),
             "between": (of * means**2).sum(axis=0) / n,
         }
 
@@ -303,8 +321,9 @@ def _floor(values: Array) -> Array:
     """Quantile over shuffles, (shuffle, ...), of those where the index is defined."""
     out = np.full(values.shape[1:], np.nan)
     some = ~np.isnan(values).all(axis=0)
-    with np.errstate(invalid="ignore"):  # between infinite ones
-        out[some] = np.nanquantile(values[:, some], QUANTILE, axis=0, method="weibull")
+    with np.errstate(invalid="ignore"):
+        found = np.nanquantile(values[:, some], QUANTILE, axis=0, method="weibull")
+    out[some] = np.where(np.isnan(found), np.inf, found)  # between two infinite ones
     return out
 
 
