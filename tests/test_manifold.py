@@ -84,6 +84,19 @@ def test_sparse_spectrum_equals_dense(monkeypatch):
     np.testing.assert_allclose(sparse.eigenvector, dense.eigenvector, atol=1e-7)
 
 
+def test_axes_without_an_eigenvalue_above_zero_are_refused():
+    """Rows that are there twice have the same row in the kernel."""
+    rows = np.repeat(np.random.default_rng(0).random((10, 3)), 2, axis=0)
+    values, _ = literal(rows, 19, 6, 1.0)  # of which each is there twice
+    good = int((values > 1e-10).sum())
+    assert good < 15
+    options = {"n_neighbors": 19, "scale_neighbor": 3}
+    with pytest.raises(DataError, match=rf"only {good} of 15 eig.*n_components={good} or fewer"):
+        embed(factors(rows), 15, "diffusion", **options)
+    e = embed(factors(rows), good, "diffusion", **options)
+    np.testing.assert_allclose(e.eigenvalue, values[:good], atol=1e-12)
+
+
 def test_a_ring_is_a_ring():
     rows, angle = ring(300)
     e = embed(factors(rows), 4, "diffusion", time=0)
@@ -216,6 +229,19 @@ def test_umap_is_asked_for_and_called(monkeypatch):
     assert e.score.dtype == float
 
 
+def test_umap_is_umap_learns():
+    umap = pytest.importorskip("umap")
+    rows, _ = ring(60)
+    f = factors(np.concatenate([rows, np.zeros((1, 5))]), tag=("neuron", np.arange(61)))
+    e = validate(embed(f, 2, "umap", random_state=3, n_neighbors=8))
+    theirs = umap.UMAP(n_components=2, random_state=3, n_neighbors=8).fit_transform(rows)
+    np.testing.assert_array_equal(e.score[:60], theirs)
+    assert np.isnan(e.score[60]).all()
+    assert "umap-learn" in json.loads(e.attrs["versions"])
+    with pytest.raises(ArgumentError, match="embed takes arguments of UMAP of umap-learn"):
+        embed(f, 2, "umap", beta=1)
+
+
 def test_project_gives_back_what_is_there():
     rows = ring(60)[0] + 0.3
     rows = np.concatenate([rows, np.zeros((1, 5))])
@@ -291,8 +317,16 @@ def test_project_refuses():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"method": "pca", "alpha": 1}, ArgumentError, "'pca' has no option 'alpha'; it has: none"),
-        ({"beta": 1}, ArgumentError, "no option 'beta'; it has: n_neighbors, scale_neighbor"),
+        (
+            {"method": "pca", "mode": 1},
+            ArgumentError,
+            r"no argument 'mode' for method='pca'; expected n_comp.*, dim, random_state\.$",
+        ),
+        (
+            {"beta": 1},
+            ArgumentError,
+            "no argument 'beta' for method='diffusion'; expected .*random_state, n_neighbors, s",
+        ),
         ({"alpha": 2}, ArgumentError, "alpha=2: expected a number of 0 or more, at most 1"),
         ({"time": -1}, ArgumentError, "time=-1"),
         ({"time": np.inf}, ArgumentError, "time=inf"),
@@ -303,7 +337,11 @@ def test_project_refuses():
         ({"random_state": -1}, ArgumentError, "random_state is -1"),
         ({"method": "tsne", "n_components": 4}, ArgumentError, "n_components is 4; t-SNE takes"),
         ({"method": "tsne", "perplexity": 99.0}, ArgumentError, "'tsne' refuses 30 rows.*perpl"),
-        ({"method": "isomap", "beta": 1}, ArgumentError, "'isomap' does not take options="),
+        (
+            {"method": "isomap", "beta": 1},
+            ArgumentError,
+            "'isomap' does not take options=.*random_state, embed takes arguments of Isomap of sci",
+        ),
     ],
 )
 def test_refused(arguments, error, message):

@@ -214,7 +214,11 @@ def test_attention_that_is_not_torchs_is_refused(frames):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"classes": ["nothing"]}, "no class 'nothing'; it has 5"),
+        (
+            {"classes": ["nothing"]},
+            r"no class 'nothing'; of its 5 classes the first are: 'LABEL_0', .*, 'LABEL_4'\.$",
+        ),
+        ({"classes": ["LABEL-3"]}, r"of its 5 classes the nearest are: 'LABEL_3', "),
         ({"classes": "LABEL_1"}, "expected a sequence of names"),
         ({"classes": []}, "expected a sequence of names"),
         ({"classes": ["LABEL_1", "LABEL_1"]}, "named twice"),

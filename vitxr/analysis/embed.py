@@ -22,6 +22,8 @@ __all__ = ["embed"]
 #: What a method makes besides ``score``: name to dims and values; dims are (row, pc, component).
 _More = dict[str, tuple[tuple[str, ...], np.ndarray]]
 
+#: Arguments of every method.
+_ARGUMENTS = ("n_components", "method", "dim", "random_state")
 #: Options of a diffusion map and their defaults.
 _DIFFUSION = {"n_neighbors": 64, "scale_neighbor": 7, "alpha": 1.0, "time": 1.0}
 
@@ -262,7 +264,8 @@ def _by_library(name: str) -> Callable[..., _Made]:
             made = make(**settings)
         except TypeError as error:
             raise ArgumentError(
-                f"{name!r} does not take options={dict(options)!r}: {error}."
+                f"{name!r} does not take options={dict(options)!r}: {error}. Beside "
+                f"{', '.join(_ARGUMENTS)}, embed takes arguments of {make.__name__} of {library}."
             ) from error
         try:
             score = np.asarray(made.fit_transform(rows), np.float64)
@@ -279,8 +282,8 @@ def _known(method: str, options: Mapping[str, Any], names: tuple[str, ...]) -> N
     unknown = [name for name in options if name not in names]
     if unknown:
         raise ArgumentError(
-            f"{method!r} has no option {', '.join(map(repr, unknown))}; it has: "
-            f"{', '.join(names) or 'none'}."
+            f"embed has no argument {', '.join(map(repr, unknown))} for method={method!r}; "
+            f"expected {', '.join((*_ARGUMENTS, *names))}."
         )
 
 

@@ -20,10 +20,11 @@ def project(embedding: xr.Dataset, new: xr.Dataset) -> xr.Dataset:
 
     "pca": ``(F - component_mean) component_loading^T``. "diffusion": the Nyström extension
     ``psi(x) = sum_j p(x, j) psi_j / lambda``, ``score = lambda^time psi``, with ``p`` the
-    transition probabilities of the same kernel, whose neighbours are the embedded rows. With
-    all pairs in the kernel the embedded rows come back exactly. "isomap": scikit-learn's
-    ``Isomap.transform``; the fit is done again and has to give the same coordinates. t-SNE,
-    spectral embedding and UMAP place no new rows: embed them with the rest.
+    transition probabilities of the same kernel from the new row to its ``n_neighbors + 1``
+    nearest embedded rows (an embedded row is the nearest of its own, and has ``n_neighbors``
+    others). With all pairs in the kernel the embedded rows come back exactly. "isomap":
+    scikit-learn's ``Isomap.transform``; the fit is done again and has to give the same
+    coordinates. t-SNE, spectral embedding and UMAP place no new rows: embed them with the rest.
 
     Parameters
     ----------

@@ -167,9 +167,10 @@ def _classes(model: Backbone, classes: Any) -> list[int] | None:
         import difflib
 
         near = difflib.get_close_matches(str(unknown[0]), model.classes, n=5, cutoff=0.4)
+        some = ", ".join(map(repr, near or model.classes[:5]))
         raise ArgumentError(
-            f"{model.name!r} has no class {', '.join(map(repr, unknown[:5]))}; it has "
-            f"{len(known)}: {', '.join(near or model.classes[:5])}, ..."
+            f"{model.name!r} has no class {', '.join(map(repr, unknown[:5]))}; of its "
+            f"{len(known)} classes {'the nearest' if near else 'the first'} are: {some}."
         )
     if len(set(classes)) < len(classes):
         raise ArgumentError(f"classes={list(classes)!r}: a class is named twice.")
