@@ -53,8 +53,8 @@ def attention_map(ds: xr.Dataset, query: str | tuple[int, int] = "class") -> xr.
     Returns
     -------
     xarray.DataArray
-        ``attention_map(..., layer, head, patch_row, patch_col)``, dtype of ``attention``; lazy if
-        that is.
+        ``attention_map(..., layer, head, patch_row, patch_col)``, dtype of ``attention``, its NaN
+        included; lazy if that is.
 
     Raises
     ------
@@ -101,7 +101,8 @@ def attention_distance(ds: xr.Dataset, unit: Literal["px", "patch"] = "px") -> x
     -------
     xarray.DataArray
         ``attention_distance(..., layer, head)``, float64; lazy if ``attention`` is. Queries of
-        which no weight at all goes to patches do not count; NaN where there is no other.
+        which no weight at all goes to patches do not count; NaN where there is no other, or where
+        weights of a query that counts are NaN.
 
     Raises
     ------
@@ -148,7 +149,8 @@ def attention_entropy(ds: xr.Dataset) -> xr.DataArray:
     Returns
     -------
     xarray.DataArray
-        ``attention_entropy(..., layer, head)``, float64, nats; lazy if ``attention`` is.
+        ``attention_entropy(..., layer, head)``, float64, nats; lazy if ``attention`` is. NaN where
+        weights of a query that is a patch are.
 
     Raises
     ------

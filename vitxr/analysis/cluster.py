@@ -36,7 +36,7 @@ def cluster(
     -------
     xarray.Dataset
         ``e`` with the coordinate ``cluster(dim)``, 0 to ``n_clusters - 1``; -1 for rows that are no
-        points (dead neurons).
+        points (dead neurons, or NaN in ``score``).
 
     Raises
     ------

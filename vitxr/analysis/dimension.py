@@ -46,8 +46,8 @@ def local_dimension(e: xr.Dataset, n_neighbors: int = 20, dim: str = "neuron") -
     -------
     xarray.Dataset
         ``local_dimension(dim)``, ``dimension_mle``, ``dimension_twonn``, float64; labels are kept.
-        Rows that are all zero, or that an embedding left out, are NaN and no neighbours; rows that
-        are the same count once.
+        Rows that are all zero, or NaN in ``score``, as those that an embedding left out, are NaN
+        and no neighbours; rows that are the same count once.
 
     Raises
     ------

@@ -139,8 +139,9 @@ def equivariance(ds: xr.Dataset, variable: str = "activation") -> xr.Dataset:
           much with the shift as with the image; least ``-1 / (S - 1)``
         - ``variance(layer, feature_map)``: :math:`V`
 
-        NaN where a map is constant, a phase does not occur, or, of ``invariance``, there is one
-        image.
+        NaN where a map is constant or holds NaN, a phase does not occur, or, of ``invariance``,
+        there is one image. (``phase_activity`` of a constant map is its value, and of one that
+        holds NaN is NaN at the phases of the frames that do; ``variance`` of a constant map is 0.)
 
     Raises
     ------

@@ -41,8 +41,8 @@ def spatial_order(e: xr.Dataset, n_permutations: int = 999, random_state: int = 
         ``shuffled_spatial_order(feature_map, permutation)``, and the picture's data:
         ``manifold_distance(feature_map, grid_distance)``, the mean distance on the manifold of
         the ``pairs(feature_map, grid_distance)`` so far apart on the grid; float64. Neurons that
-        are no points (dead) do not count. Maps of fewer than three neurons, or of no variation,
-        are NaN.
+        are no points (dead, or NaN in ``score``) do not count. Maps of fewer than three neurons, or
+        of no variation, are NaN.
 
     Raises
     ------
@@ -86,10 +86,10 @@ def spatial_order(e: xr.Dataset, n_permutations: int = 999, random_state: int = 
     curves = []
     for i, name in enumerate(names):
         at = (maps == name) & alive
-        squares, manifold = _pairs(place[at].astype(np.float64)), _pairs(score.values[at])
-        curves.append((np.round(squares**2).astype(np.int64), manifold))
-        if at.sum() >= 3 and np.ptp(squares) > 0 and np.ptp(manifold) > 0:
-            order[i], shuffled[i] = mantel(squares, manifold, n_permutations, rng)
+        grid, manifold = _pairs(place[at].astype(np.float64)), _pairs(score.values[at])
+        curves.append((np.round(grid**2).astype(np.int64), manifold))
+        if at.sum() >= 3 and np.ptp(grid) > 0 and np.ptp(manifold) > 0:
+            order[i], shuffled[i] = mantel(grid, manifold, n_permutations, rng)
             # What differs by rounding only is as well ordered.
             above = shuffled[i] >= order[i] - 1e-12
             p_value[i] = (1 + above.sum()) / (1 + n_permutations)

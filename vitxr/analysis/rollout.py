@@ -47,7 +47,7 @@ def attention_rollout(
     xarray.DataArray
         ``rollout(image, shift_y, shift_x, patch_row, patch_col)``, or with ``query=None``
         ``rollout(image, shift_y, shift_x, query, key)``; float32 (float64 of float64 weights);
-        lazy if ``attention`` is.
+        lazy if ``attention`` is. NaN where a weight that enters the product is.
 
     Raises
     ------

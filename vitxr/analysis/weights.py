@@ -77,7 +77,8 @@ def position_similarity(model: Backbone) -> xr.DataArray:
     Returns
     -------
     xarray.DataArray
-        ``position_similarity(patch_row, patch_col, other_row, other_col)``, float64, -1 to 1.
+        ``position_similarity(patch_row, patch_col, other_row, other_col)``, float64, -1 to 1; NaN
+        for patches to which zeros are added.
 
     Raises
     ------
