@@ -216,7 +216,8 @@ def test_umap_is_asked_for_and_called(monkeypatch):
         embed(f, 2, "umap")
 
     class UMAP:  # what vitxr calls of umap-learn's class
-        def __init__(self, n_components, random_state, n_neighbors=15):
+        def __init__(self, n_components, random_state, n_jobs, n_neighbors=15):
+            assert n_jobs == 1  # of more it says that a seed overrides them
             self.given = (n_components, random_state, n_neighbors)
 
         def fit_transform(self, rows):
@@ -234,7 +235,7 @@ def test_umap_is_umap_learns():
     rows, _ = ring(60)
     f = factors(np.concatenate([rows, np.zeros((1, 5))]), tag=("neuron", np.arange(61)))
     e = validate(embed(f, 2, "umap", random_state=3, n_neighbors=8))
-    theirs = umap.UMAP(n_components=2, random_state=3, n_neighbors=8).fit_transform(rows)
+    theirs = umap.UMAP(n_components=2, random_state=3, n_jobs=1, n_neighbors=8).fit_transform(rows)
     np.testing.assert_array_equal(e.score[:60], theirs)
     assert np.isnan(e.score[60]).all()
     assert "umap-learn" in json.loads(e.attrs["versions"])

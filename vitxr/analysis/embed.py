@@ -238,7 +238,7 @@ def _estimator(name: str) -> tuple[Callable[..., Any], dict[str, Any], bool, str
             raise DependencyError(
                 "method='umap' needs umap-learn, which is not installed: pip install 'vitxr[umap]'."
             ) from error
-        return UMAP, {}, True, "umap-learn"
+        return UMAP, {"n_jobs": 1}, True, "umap-learn"  # more of them take no seed
     from sklearn import manifold
 
     return {
