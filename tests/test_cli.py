@@ -128,14 +128,6 @@ def test_a_size_that_is_none(size, capsys):
     assert said in capsys.readouterr().err
 
 
-def test_help_of_every_command(capsys):
-    for command in ([], ["demo"], ["extract"], ["factorize"], ["info"]):
-        with pytest.raises(SystemExit) as stop:
-            main([*command, "--help"])
-        assert stop.value.code == 0
-        assert "usage: vitxr" in capsys.readouterr().out
-
-
 def test_interrupt_is_status_130(folder, monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vitxr import __version__
+from vitxr.cli.arguments import Page, examples
 from vitxr.cli.browse import add_browse
 from vitxr.cli.catalog import add_catalog
 from vitxr.cli.demo import add_demo
@@ -20,19 +21,23 @@ from vitxr.errors import VitxrError
 
 __all__ = ["main"]
 
-_EPILOG = """\
-examples:
-  vitxr demo                                     the whole analysis on the bundled model
-  vitxr extract photos/ run.zarr --model google/vit-base-patch16-224 --layers 0,11
-  vitxr factorize run.zarr factors.nc --layer 0 --rank 25
-  vitxr browse run.zarr --factors factors.nc
-  vitxr verify run.zarr
-  vitxr info run.zarr
-  vitxr catalog lab.yaml --add run.zarr
-
-exit status: 0 done, 1 refused or failed (one message says why), 2 usage, 130 interrupted,
-143 terminated
-"""
+_TEXT = (
+    "Find out what the neurons of a Vision Transformer respond to. Images are shifted circularly, "
+    "every shifted image is run, and every activation is kept with its labels (extract); the neurons "
+    "are factorized into groups that respond alike (factorize); linked views show the groups, the "
+    "images and the shifts (browse). `vitxr COMMAND --help` says more of each."
+)
+_EXAMPLES = (
+    "vitxr demo                       # the whole analysis on the bundled model",
+    "vitxr extract photos/ run.zarr --model facebook/dinov2-base --layers 0,11",
+    "vitxr factorize run.zarr factors.nc --layer 0 --rank 25",
+    "vitxr browse run.zarr --factors factors.nc",
+    "vitxr info run.zarr",
+)
+_STATUS = (
+    "Exit status: 0 done; 1 refused or failed, and one message says why; 2 wrong usage; "
+    "130 interrupted; 143 terminated."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,18 +90,22 @@ def _left(args: argparse.Namespace) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vitxr",
-        description="What a Vision Transformer's neurons do: activations under image shifts, "
-        "neuron tensors, nonnegative factors, embeddings, a report.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="vitxr COMMAND [arguments]",
+        description=_TEXT,
+        epilog=f"{examples(_EXAMPLES)}\n\n{_STATUS}",
+        formatter_class=Page,
     )
-    parser.add_argument("--version", action="version", version=f"vitxr {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parser.add_argument(
+        "--version", action="version", version=f"vitxr {__version__}", help="show the version"
+    )
+    commands = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True
+    )
     add_demo(commands)
     add_extract(commands)
     add_factorize(commands)
     add_browse(commands)
-    add_verify(commands)
     add_info(commands)
+    add_verify(commands)
     add_catalog(commands)
     return parser

@@ -1,14 +1,18 @@
-"""What the commands share: how one is added, and the types of their arguments."""
+"""What the commands share: how one is added and its page of help, and the types of arguments."""
 
 from __future__ import annotations
 
 import argparse
+import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 __all__ = [
+    "Page",
     "add_quiet",
     "batch",
     "command",
+    "examples",
     "layers",
     "maps",
     "modules",
@@ -19,29 +23,57 @@ __all__ = [
 ]
 
 
-class _Help(argparse.HelpFormatter):
-    """Show a default where there is one."""
+class Page(argparse.HelpFormatter):
+    """A page of help: paragraphs filled, examples as they are, a default where there is one."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Count an action's width in."""
+        super().add_argument(action)
+        if isinstance(action, argparse._SubParsersAction):
+            self._action_max_length += 2  # they stand further in, which argparse forgets
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = [
+            part if part.startswith("examples:") else textwrap.fill(part, width)
+            for part in text.split("\n\n")
+        ]
+        return textwrap.indent("\n\n".join(parts), indent)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, argparse.SUPPRESS) or not action.option_strings:
+        default = action.default
+        none = default is None or default is False or default in ("", argparse.SUPPRESS)
+        if none or not action.option_strings:
             return action.help
         return f"{action.help} (default: %(default)s)"
 
 
-def command(commands: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
-    """Add a command that runs ``run``; the first sentence of its text stands in the list."""
-    parser = commands.add_parser(
+def examples(lines: Sequence[str]) -> str:
+    """Lay examples out for the end of a page of help."""
+    return "\n".join(["examples:", *(f"  {line}" for line in lines)])
+
+
+def command(
+    commands: Any, name: str, run: Any, text: str, usage: str, lines: Sequence[str]
+) -> argparse.ArgumentParser:
+    """Add a command that runs ``run``.
+
+    The first sentence of its text stands in the list of commands; ``usage`` is what follows the
+    command's name; ``lines`` are examples, as one would type them.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=text[0].lower() + text[1:].split(".")[0],
         description=text,
-        formatter_class=_Help,
+        usage=f"vitxr {name} {usage}",
+        epilog=examples(lines),
+        formatter_class=Page,
     )
     parser.set_defaults(run=run)
     return parser
 
 
-def add_quiet(parser: argparse.ArgumentParser) -> None:
-    """Add ``--quiet``."""
+def add_quiet(parser: Any) -> None:
+    """Add ``--quiet`` to a parser or a group."""
     parser.add_argument("--quiet", action="store_true", help="show no progress bars")
 
 

@@ -19,15 +19,24 @@ def add_catalog(commands: Any) -> None:
         commands,
         "catalog",
         _run_catalog,
-        "List the stores of a catalog, or add a finished store to it. A catalog is one of "
-        "Intake's YAML files.",
+        "List the stores of a catalog, or add a finished store to it. A catalog is a YAML file "
+        "that says of every store what is in it, how it was made and under which licence; Intake "
+        "reads it as it is. Without a file, the catalog that comes with vitxr is listed.",
+        "[CATALOG] [--add STORE [options]]",
+        [
+            "vitxr catalog",
+            "vitxr catalog lab.yaml",
+            "vitxr catalog lab.yaml --add run.zarr --licence 'CC BY 4.0'",
+        ],
     )
-    add = parser.add_argument
-    add("catalog", type=Path, nargs="?", help="YAML file; the one that comes with vitxr if none")
+    what = parser.add_argument_group("what is listed")
+    what.add_argument("catalog", metavar="CATALOG", type=Path, nargs="?", help="YAML file")
+    new = parser.add_argument_group("a new entry")
+    add = new.add_argument
     add("--add", metavar="STORE", help="store to add; the catalog is made if there is none")
-    add("--name", help="with --add: name of the entry, the store's own if not given")
-    add("--description", default="", help="with --add: what it is")
-    add("--licence", default="", help="with --add: under which terms it may be used")
+    add("--name", help="name of the entry; the store's own if not given")
+    add("--description", metavar="TEXT", default="", help="what it is")
+    add("--licence", metavar="TEXT", default="", help="under which terms it may be used")
 
 
 def _run_catalog(args: argparse.Namespace) -> None:

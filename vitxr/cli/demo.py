@@ -17,10 +17,15 @@ def add_demo(commands: Any) -> None:
         commands,
         "demo",
         _run_demo,
-        "Run the whole analysis on the bundled model and write a report. Works offline; 4 classes "
-        "x 5 held-out digits, 121 shifts, first and last block, ensembles over ranks.",
+        "Run the whole analysis on the bundled model and write a report. Images, shifts, "
+        "activations, neuron tensors, ensembles over ranks, embeddings, pictures: 4 classes x 5 "
+        "handwritten digits, 121 shifts, the first and the last block. Works without a network.",
+        "[--output FOLDER] [--quiet]",
+        ["vitxr demo", "vitxr demo --output trial"],
     )
-    parser.add_argument("--output", type=Path, default=Path("demo"), help="new folder to write")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", default=Path("demo"), help="new folder to write"
+    )
     add_quiet(parser)
 
 

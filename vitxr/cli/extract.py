@@ -33,45 +33,88 @@ def add_extract(commands: Any) -> None:
         commands,
         "extract",
         _run_extract,
-        "Run a model on shifted images and write its activations. An interrupted run goes on where "
-        "it stopped when the same command is given again.",
+        "Run a model on shifted images and write its activations. Every image is rolled by every "
+        "offset of a lattice, every frame is run, and what the blocks give is kept with its labels "
+        "in a Zarr store.\n\nAn interrupted run goes on where it stopped when the same command is "
+        "given again; --dry-run says beforehand what it costs.",
+        "SOURCE STORE [options]",
+        [
+            "vitxr extract digits run.zarr --model digits --per-class 2 --step 4",
+            "vitxr extract photos/ run.zarr --layers 0,11 --dry-run",
+            "vitxr extract photos/ run.zarr --model facebook/dinov2-base --feature-maps 20",
+            "vitxr extract photos/ run.zarr --variables attention,logits --queries prefix",
+        ],
     )
-    add = parser.add_argument
+    add = parser.add_argument_group("from, and to").add_argument
     add(
         "source",
+        metavar="SOURCE",
         help="folder of images (one subfolder a class), image, .npy stack; or the name "
         "of a dataset: digits, photos",
     )
-    add("store", help="Zarr store to write, ending in .zarr: a folder, or a URL (s3://...)")
     add(
-        "--model",
-        default="google/vit-base-patch16-224",
-        help="'digits' (bundled), a hub id, timm:NAME, or a folder written by save_pretrained",
+        "store",
+        metavar="STORE",
+        help="Zarr store to write, ending in .zarr: a folder, or a URL (s3://...)",
     )
-    add("--revision", help="branch, tag or commit of a hub model")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    add("--input-size", type=size, help="448 or 224x448 (height x width), if not the model's own")
-    add("--layers", type=layers, default="all", help="blocks, 0-based: 0,11 or all")
-    add("--step", type=int, default=11, help="pixels between shifts; 0 for no shifts")
+    add = parser.add_argument_group("images and shifts").add_argument
+    add("--per-class", type=int, metavar="N", help="images of each class; all if not given")
+    add(
+        "--size",
+        type=size,
+        help="thumbnail within 224, or resize to 224x224 (height x width); files are taken as they "
+        "are if not given",
+    )
+    add("--step", type=int, default=11, metavar="PX", help="pixels between shifts; 0: no shifts")
     add(
         "--scheme",
         choices=["grid", "raster"],
         default="grid",
         help="a true lattice, or the original notebook's order",
     )
+    add = parser.add_argument_group("model").add_argument
+    add(
+        "--model",
+        default="google/vit-base-patch16-224",
+        help="digits (bundled), a hub id, timm:NAME, or a folder written by save_pretrained",
+    )
+    add("--revision", help="branch, tag or commit of a hub model")
+    add(
+        "--input-size",
+        type=size,
+        metavar="SIZE",
+        help="448 or 224x448 (height x width), if not the model's own",
+    )
+    add(
+        "--preprocess",
+        choices=["model", "raw"],
+        default="model",
+        help="the model's own, or pixel values 0..255 as they are",
+    )
+    add("--device", default="auto", help="auto, cpu, or a GPU: cuda, cuda:1")
+    add(
+        "--precision",
+        choices=["float32", "bfloat16"],
+        default="float32",
+        help="arithmetic of the forward pass",
+    )
+    add = parser.add_argument_group("what is kept").add_argument
+    add("--layers", type=layers, default="all", help="blocks, from 0: 0,11 or all")
     add(
         "--variables",
         default="activation",
-        help="some of activation,prefix,embedding,attention,attention_query,attention_key,"
-        "attention_value,attention_output,mlp_hidden,logits",
+        metavar="NAMES",
+        help="some of activation, prefix, embedding, attention, attention_query, attention_key, "
+        "attention_value, attention_output, mlp_hidden, logits; separated by commas",
     )
     add(
         "--feature-maps",
         type=maps,
         default="all",
-        help="channels kept: a count (the most active), a list 3,17,200 (one: 3,) or all",
+        metavar="MAPS",
+        help="a count (the most active), a list of channels 3,17,200 (one: 3,) or all",
     )
-    add("--heads", type=numbers, help="heads kept of attention: 0,5; all if not given")
+    add("--heads", type=numbers, help="heads of attention: 0,5; all if not given")
     add(
         "--queries",
         type=queries,
@@ -85,20 +128,20 @@ def add_extract(commands: Any) -> None:
         help="more variables, outputs of modules: gate=layers.{layer}.mlp.fc1,norm=vit.layernorm",
     )
     add(
-        "--preprocess",
-        choices=["model", "raw"],
-        default="model",
-        help="the model's own, or pixel values 0..255 as they are",
-    )
-    add("--per-class", type=int, help="images of each class; all if not given")
-    add("--size", type=size, help="thumbnail within 224, or resize to 224x224 (height x width)")
-    add("--precision", choices=["float32", "bfloat16"], default="float32", help="of the forward")
-    add(
         "--storage-dtype",
         default="float32",
+        metavar="DTYPE",
         help="float32; float16; or bitroundN, float32 rounded to N mantissa bits and compressed",
     )
-    add("--batch-size", type=batch, default="auto", help="frames a forward pass takes")
+    running = parser.add_argument_group("running")
+    add = running.add_argument
+    add(
+        "--batch-size",
+        type=batch,
+        default="auto",
+        metavar="N",
+        help="frames a forward pass takes, or auto",
+    )
     add(
         "--workers",
         type=workers,
@@ -106,7 +149,7 @@ def add_extract(commands: Any) -> None:
         help="processes: a number, or a device for each, such as cuda:0,cuda:1",
     )
     add("--dry-run", action="store_true", help="say what it would cost, and write nothing")
-    add_quiet(parser)
+    add_quiet(running)
 
 
 def _stimuli(args: argparse.Namespace) -> xr.Dataset:

@@ -27,26 +27,29 @@ def add_factorize(commands: Any) -> None:
         commands,
         "factorize",
         _run_factorize,
-        "Factorize the neuron tensor of one block. One rank and one replicate give factors, more "
-        "give an ensemble. A tensor of more than half of the memory that is available is not "
-        "loaded: each iteration of ncp_hals reads it from the store.",
+        "Factorize the neuron tensor of one block. Its neurons (feature map x patch), images and "
+        "shifts are written as a sum of components, each a group of neurons that respond alike. "
+        "One rank and one replicate give factors, more give an ensemble with the agreement of its "
+        "fits.\n\nA tensor of more than half of the memory that is available is not loaded: each "
+        "iteration of ncp_hals reads it from the store. Ctrl-C keeps the fits that are finished.",
+        "STORE OUTPUT --layer N --rank RANKS [options]",
+        [
+            "vitxr factorize run.zarr factors.nc --layer 0 --rank 25",
+            "vitxr factorize run.zarr ensemble.nc --layer 0 --rank 20,25,30 --replicates 3",
+            "vitxr factorize run.zarr more.nc --layer 0 --rank 20,25,30 --replicates 5 \\",
+            "    --resume ensemble.nc",
+        ],
     )
-    add = parser.add_argument
-    add("store", help="store that vitxr extract wrote")
-    add("output", type=Path, help="file to write, ending in .nc or .zarr")
-    add("--layer", type=int, required=True, help="block, 0-based")
-    add(
-        "--rank",
-        type=numbers,
-        required=True,
-        metavar="RANKS",
-        help="number of components; several, as 20,25,30, fit an ensemble",
-    )
-    add("--replicates", type=int, default=1, help="fits a rank, from distinct seeds")
+    what = parser.add_argument_group("what is factorized")
+    add = what.add_argument
+    add("store", metavar="STORE", help="store that vitxr extract wrote")
+    add("output", metavar="OUTPUT", type=Path, help="file to write, ending in .nc or .zarr")
+    add("--layer", type=int, required=True, metavar="N", help="block, from 0; required")
     add(
         "--feature-maps",
         type=maps,
         default=argparse.SUPPRESS,
+        metavar="MAPS",
         help="maps kept: a count (the most active), a list of channels (one: 3,) or all; 20 if not "
         "given, or all of a store that keeps fewer",
     )
@@ -57,22 +60,37 @@ def add_factorize(commands: Any) -> None:
         help="what the count ranks by; mean needs a store of all maps",
     )
     add("--matrix", action="store_true", help="factorize the mean over shifts (neuron x image)")
-    add("--method", default="ncp_hals", help="ncp_hals, or a tensorly decomposition by its name")
-    add("--seed", type=int, default=0, help="seed of the random starts")
+    how = parser.add_argument_group("how it is fitted")
+    add = how.add_argument
+    add(
+        "--rank",
+        type=numbers,
+        required=True,
+        metavar="RANKS",
+        help="number of components; several, as 20,25,30, fit an ensemble; required",
+    )
+    add("--replicates", type=int, default=1, metavar="N", help="fits a rank, from distinct seeds")
+    add(
+        "--method",
+        default="ncp_hals",
+        help="ncp_hals, our nonnegative CP, or a tensorly decomposition by its name",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="seed of the random starts")
     add("--tol", type=float, default=1e-5, help="stop when the objective improves by less")
-    add("--max-iter", type=int, default=500, help="iterations at most")
+    add("--max-iter", type=int, default=500, metavar="N", help="iterations at most")
     add(
         "--floors",
         action="store_true",
         help="fit shuffled data as well, for what agreement there is by chance",
     )
-    add(
+    running = parser.add_argument_group("running")
+    running.add_argument(
         "--resume",
         metavar="FILE",
         help="ensemble that this command wrote when it was interrupted, or with fewer ranks or "
         "replicates: its fits are kept",
     )
-    add_quiet(parser)
+    add_quiet(running)
 
 
 def _run_factorize(args: argparse.Namespace) -> None:

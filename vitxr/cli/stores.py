@@ -19,17 +19,23 @@ def add_verify(commands: Any) -> None:
         commands,
         "verify",
         _run_verify,
-        "Check every byte of a store against the checksums written with it. Exit status 1 if "
-        "anything is missing, cut short, altered or not written yet; with --reset, 0 when all that "
-        "is damaged was taken back.",
+        "Check every byte of a store against the checksums written with it. What is missing, cut "
+        "short, altered or not written yet is listed, and the exit status is 1; with --reset it is "
+        "0 when all that is damaged was taken back. Do so after copying a store, and after a power "
+        "failure.",
+        "STORE [--reset] [--quiet]",
+        ["vitxr verify run.zarr", "vitxr verify run.zarr --reset    # then vitxr extract again"],
     )
-    parser.add_argument("store", help="store that vitxr extract wrote, finished or not")
-    parser.add_argument(
+    what = parser.add_argument_group("what is checked")
+    what.add_argument(
+        "store", metavar="STORE", help="store that vitxr extract wrote, finished or not"
+    )
+    what.add_argument(
         "--reset",
         action="store_true",
         help="take damaged units back: the same vitxr extract, run again, writes them anew",
     )
-    add_quiet(parser)
+    add_quiet(what)
 
 
 def _run_verify(args: argparse.Namespace) -> None:
@@ -61,13 +67,28 @@ def add_info(commands: Any) -> None:
         commands,
         "info",
         _run_info,
-        "Say what a store, a file of factors or a model holds.",
+        "Say what a store, a file of factors or a model holds. Of data: variables, sizes, and how "
+        "they were made. Of a model: blocks, tokens, patch grid, preprocessing, licence, and what "
+        "one frame costs on this machine; one that is not here yet is downloaded.",
+        "TARGET [options]",
+        [
+            "vitxr info run.zarr",
+            "vitxr info factors.nc",
+            "vitxr info facebook/dinov2-base --input-size 448",
+        ],
     )
-    parser.add_argument("target", help="a store, a file of factors, or a model's name or folder")
-    parser.add_argument(
-        "--input-size", type=size, help="of a model: 448 or 224x448 (height x width), not its own"
+    what = parser.add_argument_group("what is looked at")
+    what.add_argument(
+        "target", metavar="TARGET", help="a store, a file of factors, or a model's name or folder"
     )
-    parser.add_argument("--revision", help="of a model of the hub: branch, tag or commit")
+    model = parser.add_argument_group("if it is a model")
+    model.add_argument(
+        "--input-size",
+        type=size,
+        metavar="SIZE",
+        help="448 or 224x448 (height x width), if not the model's own",
+    )
+    model.add_argument("--revision", help="branch, tag or commit of a hub model")
 
 
 def _run_info(args: argparse.Namespace) -> None:
