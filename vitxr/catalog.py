@@ -10,19 +10,16 @@ import hashlib
 import importlib.resources
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import xarray as xr
 
 from vitxr.errors import ArgumentError, StoreError
 from vitxr.store.drafts import replacing
-from vitxr.store.files import open_store
+from vitxr.store.files import Result, open_store
 from vitxr.store.location import Location
 from vitxr.store.plans import read_plan
-
-if TYPE_CHECKING:
-    from vitxr.store.files import Result
 
 __all__ = ["add", "entries", "models", "open"]
 
