@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -309,4 +310,7 @@ def test_it_is_shown_in_a_notebook(ds, factors, stim):
     assert app.servable() is not None
     app.state.tab = "factors"
     app.state.tab = "responses"
-    assert app.source.known_means(1, None) is not None or app._working
+    for thread in threading.enumerate():
+        if thread.name == "vitxr-means":
+            thread.join(60)
+    assert app.source.known_means(1, None) is not None

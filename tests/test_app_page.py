@@ -15,6 +15,7 @@ pytest.importorskip("panel")
 from vitxr.app import serve as serving
 from vitxr.app import source as sources
 from vitxr.app.address import follow, read, written
+from vitxr.app.means import Means
 from vitxr.app.page import ADDRESS, App
 from vitxr.app.selection import select
 from vitxr.app.source import Source
@@ -244,6 +245,40 @@ def test_an_address_is_read_as_the_parameters_have_it(ds):
     assert read(state, ADDRESS, '?select={"rows":["<b>",1]}') == {}
     assert state.selection is None
     assert "expected finite numbers" in state.problem
+
+
+def test_what_an_address_says_is_no_html(ds, stim):
+    from panel.io.location import Location
+
+    mark = "<img src=x onerror=alert(1)>"
+    search = f'?tab=responses&image={mark}&select={{"rows":["{mark}",1]}}'
+    app = App(Source(ds, stimuli=stim))
+    follow(app, ADDRESS, Location(search=search))
+    app.start()
+    texts = [part.object for part in (app.notice, app.controls.count)]
+    assert all("&lt;img" in text and "<img" not in text for text in texts)
+
+
+def test_a_selection_that_no_address_holds_is_said(ds, factors):
+    from panel.io.location import Location
+
+    app, location = App(Source(ds, factors)), Location(search="")
+    follow(app, ADDRESS, location)
+    app.start()
+    how = {"polygon": [[k / 7, (k % 5) / 3] for k in range(160)], "pcs": [1, 2]}
+    how["camera"] = [[0.123456789, 1, 0], [0, 0, 1]]
+    before = location.search
+    app.state.choose(select(app.state.neurons(), {"or": [how] * 12}))
+    assert location.search == before
+    assert "more than an address can hold" in app.notice.object
+
+
+def test_a_neuron_without_a_response_is_left_out_with_its_selection():
+    values = np.float32([[1, 3], [5, 7], [9, 11], [np.nan, np.nan]])
+    mask = np.array([True, True, True, False])
+    for got in Means(values, values, values.mean(1)).of(mask):
+        np.testing.assert_array_equal(got, [5, 7])
+    assert np.isnan(Means(values, values, values.mean(1)).of(~mask)[0]).all()
 
 
 def test_an_address_restores_a_lasso_of_any_rank(ds, tree):

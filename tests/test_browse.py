@@ -123,7 +123,7 @@ def test_every_tab_is_drawn(page, address, theme):
             assert image.evaluate("i => i.complete && i.naturalWidth > 100"), key
             assert len(image.get_attribute("alt")) > 20
         for part in page.locator(".vx-grid:visible").all():
-            assert len(np.unique(colors(part).reshape(-1, 4), axis=0)) > 0
+            assert colors(part)[..., 3].max() == 255, key  # something is drawn
         page.locator(f"[role=tab][data-key={key}][aria-selected=true]").wait_for()
         drawn = {
             "factors": "figure img",
@@ -184,6 +184,12 @@ def test_a_lasso_finds_a_planted_cluster_and_its_patches(page, address, neurons)
     assert (patches == expected).all()
     how = json.loads(query(page)["select"])
     assert (select(neurons, how).mask == planted).all()
+    # The outline goes with the selection.
+    outline = page.locator(".vx-points canvas.over")
+    drawn = "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.some(v => v)"
+    assert outline.evaluate(drawn)
+    page.get_by_role("button", name="Clear").click()
+    until(lambda: not masks(page)[0].any() and not outline.evaluate(drawn), page)
 
 
 def test_the_images_and_shifts_are_those_of_the_neuron_tensor(page, address, ds, neurons):

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["follow", "read", "written"]
 
+#: Characters of an address that servers and browsers take.
+_LONGEST = 30_000
+
 
 def read(state: param.Parameterized, names: Mapping[str, str], search: str) -> dict[str, str]:
     """Set the parameters that an address gives, all at once.
@@ -81,8 +84,13 @@ def follow(app: App, names: Mapping[str, str], location: Any) -> None:
         write()
 
     def write(*_: Any) -> None:
-        if not reading:
-            location.search = written(app.state, names, location.search)
+        if reading:
+            return
+        search = written(app.state, names, location.search)
+        if len(search) > _LONGEST:
+            app.tell_too_long()
+        else:
+            location.search = search
 
     look()
     app.state.param.watch(write, list(names))

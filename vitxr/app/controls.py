@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import tempfile
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -156,7 +157,7 @@ class Controls:
             self.maps.param.update(options=maps, value=[])
         whole = e.sizes["neuron"]
         text = f"{0 if chosen is None else chosen.count:,} of {whole:,} neurons are selected."
-        problem = f'<p class="bad">{s.problem}</p>' if s.problem else ""
+        problem = f'<p class="bad">{html.escape(s.problem)}</p>' if s.problem else ""
         self.count.object = f'<p role="status">{text}</p>{problem}'
         for part in self.kept:
             part.visible = chosen is not None

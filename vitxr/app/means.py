@@ -52,9 +52,10 @@ class Means:
         [[5.0, 7.0], [5.0, 7.0]]
         """
         at = np.flatnonzero(mask)
-        rest = np.flatnonzero(~mask) if 2 * at.size > mask.size else None
+        rest = np.flatnonzero(~mask)
         both = (self.by_image, self.by_shift)
-        if rest is None:
+        # What is not finite cannot be subtracted again.
+        if 2 * at.size <= mask.size or not all(np.isfinite(t).all() for t in self.totals):
             return tuple(
                 _sum(values, at) / at.size if at.size else _none(values) for values in both
             )

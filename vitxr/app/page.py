@@ -127,6 +127,13 @@ class App(pn.viewable.Viewer):
         text = html.escape(f"Of the address this was left out, as the store has no such: {parts}.")
         self._notify(f'<p class="bad">{text}</p>')
 
+    def tell_too_long(self) -> None:
+        """Say that the address does not follow."""
+        self._notify(
+            '<p class="bad">The selection is joined of more than an address can hold, which stays '
+            "as it was. Export the labels to keep it.</p>"
+        )
+
     def _notify(self, text: str) -> None:
         """Say something above the view."""
         self.notice.param.update(object=text, visible=True)

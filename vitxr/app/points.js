@@ -243,6 +243,8 @@ export function render({ model, el }) {
   }
   function recolor() { upload("color", new Uint8Array(model.colors), 3, gl.UNSIGNED_BYTE, true); later(); }
   function remask() {
+    // Selected in another way than by a lasso drawn here: that lasso is no more.
+    if (!started) drawn = { polygon: model.polygon, camera: model.polygon_camera };
     show(unpacked(model.mask, n));
     root.dataset.served = model.serial;
     if (started) requestAnimationFrame(() => requestAnimationFrame(() => {

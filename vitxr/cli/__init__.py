@@ -23,9 +23,9 @@ __all__ = ["main"]
 
 _TEXT = (
     "Find out what the neurons of a Vision Transformer respond to. Images are shifted circularly, "
-    "every shifted image is run, and every activation is kept with its labels (extract); the neurons "
-    "are factorized into groups that respond alike (factorize); linked views show the groups, the "
-    "images and the shifts (browse). `vitxr COMMAND --help` says more of each."
+    "every shifted image is run, and every activation is kept with its labels (extract); the "
+    "neurons are factorized into groups that respond alike (factorize); linked views show the "
+    "groups, the images and the shifts (browse). `vitxr COMMAND --help` says more of each."
 )
 _EXAMPLES = (
     "vitxr demo                       # the whole analysis on the bundled model",

@@ -78,6 +78,8 @@ class Embedding(Linked):
             colors, key = point_colors(e, s.color)
             self.points.colors = colors.tobytes()
             self._key = key
+        elif "selection" in changed:
+            self.points.param.update(polygon=[], polygon_camera=[])  # the address's is no more
         if changed & {"selection", "rank", "axes"}:
             self.points.show(self._mask)
         self.points.dark = s.theme == "dark"
