@@ -20,11 +20,23 @@ FLAGS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader
 @contextmanager
 def served(*arguments, **environment):
     """``vitxr browse`` in a process of its own; gives its address."""
+    command = ("vitxr.cli", "browse", *map(str, arguments), "--port", "0", "--no-show")
+    with running(*command, **environment) as line:
+        yield line.split(" at ")[1].split(" ")[0]
+
+
+@contextmanager
+def panel_served(path):
+    """``panel serve path`` in a process of its own; gives its address."""
+    with running("panel", "serve", str(path), "--port", "0", "--address", "127.0.0.1") as line:
+        yield line.split(" at: ")[1].strip()
+
+
+@contextmanager
+def running(*command, **environment):
+    """A module in a process of its own; gives the line with its address."""
     process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "vitxr.cli", "browse", *map(str, arguments)),
-            *("--port", "0", "--no-show"),
-        ],
+        [sys.executable, "-m", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -35,13 +47,13 @@ def served(*arguments, **environment):
         said = []
         for line in process.stdout:
             said.append(line)
-            if "Browse " in line:
+            if "http://" in line:
                 break
         else:
             raise AssertionError("".join(said))
         drain = threading.Thread(target=process.stdout.read, daemon=True)
         drain.start()
-        yield line.split(" at ")[1].split(" ")[0]
+        yield line
     finally:
         process.terminate()
         process.wait(20)

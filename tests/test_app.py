@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -63,6 +64,14 @@ def test_means_are_those_of_the_neuron_tensor(ds, chunks, options):
             expected = t.isel(neuron=mask).mean(("neuron", dim)).values
             np.testing.assert_allclose(mean, expected, rtol=1e-5, atol=1e-6)
     assert np.isnan(got.of(mask & False)[0]).all()
+
+
+def wait(until, seconds=60):
+    """Wait for what runs beside the page."""
+    end = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_means_of_other_neurons_or_of_too_many_are_refused(ds, monkeypatch):
@@ -125,6 +134,9 @@ def test_what_is_given_must_fit(ds, factors):
             ds.assign_attrs(model_fingerprint="a" * 64),
             factors.assign_attrs(model_fingerprint="b" * 64),
         )
+    tucker = factors.rename({"component": "neuron_component"})
+    with pytest.raises(DataError, match="those of a Tucker model"):
+        Source(ds, tucker)
     other = factors.copy()
     del other.attrs["layer"]
     with pytest.raises(DataError, match="do not say of which block"):
@@ -238,11 +250,118 @@ def test_colours_are_those_of_the_pictures(source):
     assert shades([-1.0, 3.0], scale="signed")[1] == (-3.0, 3.0)
     with pytest.raises(ArgumentError, match="scale='x'"):
         scale_bytes("x")
-    e = source.neurons(1)
-    for color, kind in (("feature_map", "class"), ("both", "place"), ("patch_row", "number")):
-        rgb, key = point_colors(e, color)
-        assert rgb.shape == (e.sizes["neuron"], 3)
-        assert key["kind"] == kind
+
+
+def drawn_colors(e, by):
+    """Colour of each neuron in the picture of Matplotlib, as bytes."""
+    drawn = vitxr.plot.figure(vitxr.plot.embedding(e, by)).axes[0]
+    parts = drawn.collections
+    order = np.arange(e.sizes["neuron"])
+    if len(parts) > 1:  # a part a class
+        values = e[by].values
+        names = np.unique(values) if by == "cluster" else list(dict.fromkeys(values.tolist()))
+        order = np.concatenate([np.flatnonzero(values == n) for n in names])
+    out = np.zeros((len(order), 3), np.uint8)
+    faces = []
+    for part in parts:
+        part.update_scalarmappable()
+        hues = part.get_facecolors()
+        faces.append(np.broadcast_to(hues, (len(part.get_offsets()), 4)))
+    out[order] = np.rint(np.concatenate(faces)[:, :3] * 255)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("by", "kind"),
+    [
+        ("feature_map", "class"),
+        ("patch_row", "number"),
+        ("patch_col", "number"),
+        ("both", "place"),
+        ("cluster", "class"),
+        ("loading", "number"),
+        ("signed", "number"),
+    ],
+)
+def test_points_have_the_colours_of_the_picture(source, by, kind):
+    e = source.clustered(None, 5)
+    assert set(np.unique(e["cluster"])) == set(range(5))
+    loading = source.factors()["neuron_factor"].isel(component=2)
+    color = {"loading": loading, "signed": loading - 0.1}.get(by, by)
+    rgb, key = point_colors(e, color)
+    np.testing.assert_array_equal(rgb, drawn_colors(e, color))
+    assert key["kind"] == kind
+    shown = {tuple(c) for c in rgb.tolist()}
+    if kind == "class":
+        assert shown == {tuple(bytes.fromhex(c[1:])) for _, c in key["classes"]}
+    elif kind == "place":
+        assert key["grid"].shape == (8, 8, 3)
+        place = key["grid"][e["patch_row"].values, e["patch_col"].values]
+        np.testing.assert_array_equal(rgb, place)
+    else:
+        ends = {tuple(bytes.fromhex(key["colors"][k][1:])) for k in (0, -1)}
+        assert len(shown & ends) == (1 if by == "signed" else 2)
+        assert ("component 2" in key["label"]) == (by in ("loading", "signed"))
+
+
+def test_clusters_and_loadings_colour_the_embedding(source):
+    app = App(source)
+    app.start()
+    app.source.means(1, None)
+    app.state.param.update(tab="embedding", color="cluster", clusters=4)
+    view = app.views["embedding"]
+
+    def painted(e, by):
+        return view.points.colors == point_colors(e, by)[0].tobytes()
+
+    wait(lambda: app.source.known_clusters(None, 4) is not None and not app._working)
+    expected = app.source.neurons(1).vit.cluster(4)
+    assert painted(expected, "cluster")
+    assert [f"&#9679;</span> {k}</span>" in view.legend.object for k in range(5)] == [True] * 4 + [
+        False
+    ]
+    assert (app.controls.clusters.visible, app.controls.component.visible) == (True, False)
+    app.state.param.update(color="loading", component=1)
+    assert painted(expected, app.source.factors()["neuron_factor"].sel(component=1))
+    assert "of component 1" in view.legend.object
+    assert (app.controls.clusters.visible, app.controls.component.visible) == (False, True)
+    assert app.controls.component.end == 2
+    for name, wrong in (("component", 3), ("clusters", 1), ("clusters", 25)):
+        with pytest.raises(ValueError, match=name):
+            setattr(app.state, name, wrong)
+
+
+def test_a_rank_has_as_many_components(ds, stim):
+    t = ds.vit.neuron_tensor(layer=1, feature_maps=4)
+    tree = t.vit.fit_ensemble([2, 3], replicates=1, progress=False)
+    app = App(Source(ds, tree, stim))
+    app.start()
+    app.state.param.update(rank=3, tab="embedding", color="loading", component=2)
+    assert app.controls.component.end == 2
+    app.state.rank = 2
+    assert app.state.component == 1
+    loading = tree.vit.best(2)["neuron_factor"].sel(component=1)
+    colors = point_colors(app.state.neurons(), loading)[0]
+    assert app.views["embedding"].points.colors == colors.tobytes()
+
+
+def test_more_clusters_than_there_are_neurons_are_refused(ds, stim):
+    t = ds.vit.neuron_tensor(layer=1, feature_maps=[0, 1]).isel(image=[0, 1])
+    f = t.vit.factorize(2, progress=False)
+    rows = np.array([[0, 0], [1, 0], [0, 2]], np.float32)
+    f["neuron_factor"] = (("neuron", "component"), rows[np.arange(f.sizes["neuron"]) % 3])
+    app = App(Source(ds, f, stim))
+    app.start()
+    app.source.means(1, None)
+    app.state.param.update(tab="embedding", color="cluster", clusters=4)
+    said = "While finding 4 clusters: n_clusters is 4; 3 rows of"
+    wait(lambda: said in app.notice.object and not app._working)
+    view = app.views["embedding"]
+    assert set(view.points.colors) == {0x8C}
+    app.state.clusters = 3
+    expected = point_colors(app.state.neurons().vit.cluster(3), "cluster")[0].tobytes()
+    wait(lambda: view.points.colors == expected)
+    assert list(app.main) == [view.layout]
 
 
 def test_a_dark_picture_has_a_dark_ground_and_light_letters():

@@ -6,11 +6,13 @@ from io import BytesIO
 import numpy as np
 import pytest
 from browsing import (
+    CHROMIUM,
     colors,
     grid,
     lasso,
     masks,
     opened,
+    panel_served,
     query,
     quiet,
     readings,
@@ -24,6 +26,7 @@ from PIL import Image
 import vitxr
 from vitxr.app.geometry import fitted, project
 from vitxr.app.selection import select
+from vitxr.plot.screen import point_colors
 
 pytest.importorskip("panel")
 
@@ -207,6 +210,105 @@ def test_the_images_and_shifts_are_those_of_the_neuron_tensor(page, address, ds,
     part = grid(page, "Across shifts")
     expected = chosen.mean(("neuron", "image")).values.reshape(4, 4)
     np.testing.assert_allclose(readings(page, part, 4, 4), expected, rtol=6e-3)
+
+
+def point_pixels(page, places):
+    """Colours of the picture of the points at places of the camera, without their transparency."""
+    return np.array(
+        page.locator(".vx-points canvas.gl").evaluate(
+            """(c, places) => {
+              const flat = document.createElement("canvas");
+              [flat.width, flat.height] = [c.width, c.height];
+              const pen = flat.getContext("2d"), half = Math.min(c.width, c.height) / 2;
+              pen.drawImage(c, 0, 0);
+              return places.map(([x, y]) => Array.from(pen.getImageData(
+                Math.round(c.width / 2 + x * half), Math.round(c.height / 2 - y * half), 1, 1
+              ).data));
+            }""",
+            places.tolist(),
+        )
+    )
+
+
+def test_points_are_coloured_by_cluster_and_by_loading(page, address, neurons, folder):
+    visit(page, address, "embedding", color="cluster", clusters=3)
+    clustered = neurons.vit.cluster(3)
+    places = seen(neurons, 2).T
+
+    def drawn(values, by):
+        # Where nothing lies over it, a point has its own colour.
+        x, y = places.T
+        near = np.hypot(x[:, None] - x, y[:, None] - y) < 0.03
+        same = (np.abs(values[:, None, :].astype(int) - values) <= 6).all(-1)
+        alone = np.flatnonzero((same | ~near).all(1))
+        assert len({tuple(values[i]) for i in alone}) >= by
+        got = point_pixels(page, places[alone])
+        np.testing.assert_allclose(got[:, :3], values[alone], atol=8)
+
+    by_cluster, key = point_colors(clustered, "cluster")
+    until(lambda: drawn(by_cluster, 3), page)
+    legend = page.get_by_text("By cluster", exact=True).locator("..")
+    assert legend.inner_text().replace(" ", "").endswith("Bycluster●0●1●2")
+    # Keys alone reach another colouring and its component.
+    page.get_by_label("Clusters (k-means)").wait_for()
+    page.get_by_label("Colour by").focus()
+    page.keyboard.press("ArrowDown")
+    until(lambda: query(page)["color"] == "loading", page)
+    page.get_by_label("Component", exact=True).focus()
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Enter")
+    until(lambda: query(page)["component"] == "1", page)
+    f = vitxr.open(folder / "factors.nc")
+    by_loading, key = point_colors(neurons, f["neuron_factor"].sel(component=1))
+    until(lambda: drawn(by_loading, 2), page)
+    page.get_by_text(f"By {key['label'][0].lower()}{key['label'][1:]}").wait_for()
+    assert not page.get_by_label("Clusters (k-means)").is_visible()
+
+
+def test_without_webgl_it_says_so_and_all_else_works(chromium, address, neurons):
+    without = ["--no-sandbox", "--disable-gpu", "--disable-webgl", "--disable-software-rasterizer"]
+    bare = chromium.browser_type.launch(executable_path=CHROMIUM, args=without)
+    with watched(bare) as page:
+        visit(page, address, "embedding")
+        said = page.locator(".vx-points [role=alert]").inner_text()
+        assert "This browser gives no WebGL" in said
+        assert "hardware acceleration" in said
+        over = grid(page, "On the patch grid").locator("canvas.over")
+        over.focus()
+        for key in ("ArrowRight", "Shift+ArrowRight", "Shift+ArrowDown", "Enter"):
+            page.keyboard.press(key)
+        how = {"rows": [0, 1], "cols": [1, 2]}
+        until(lambda: json.loads(query(page)["select"]) == how, page)
+        count = f"{select(neurons, how).count:,} of {neurons.sizes['neuron']:,} neurons"
+        page.get_by_text(count).first.wait_for()
+        for tab in ("stimuli", "attention", "maps", "movie", "factors", "responses", "store"):
+            page.locator(f"[role=tab][data-key={tab}]").click()
+            quiet(page)
+            assert page.locator("[role=alert]").count() == 0, tab
+            shot = Image.open(BytesIO(page.screenshot())).convert("RGB")
+            assert len(shot.getcolors(10**7)) > 60, tab
+    bare.close()
+
+
+def test_panel_serve_shows_a_file(page, chromium, folder, neurons):
+    path = folder / "page.py"
+    path.write_text(
+        "import vitxr\n"
+        f"ds = vitxr.open({str(folder / 'run.zarr')!r})\n"
+        f"vitxr.browse(ds, vitxr.open({str(folder / 'factors.nc')!r})).servable()\n"
+    )
+    with panel_served(path) as address:
+        visit(page, address, "embedding")
+        planted = neurons["cluster"].values == 1
+        mask, own = lasso(page, around(seen(neurons, 2), planted))
+        assert (mask == planted).all()
+        assert (own == planted).all()
+        shot = Image.open(BytesIO(page.screenshot())).convert("RGB")
+        assert len(shot.getcolors(10**7)) > 60
+        other = chromium.new_page()
+        other.goto(page.url)
+        until(lambda: masks(other)[0] == planted, other)
+        other.close()
 
 
 def test_a_box_of_patches_lights_up_on_the_embedding_and_a_lasso_leads_back(page, address, neurons):

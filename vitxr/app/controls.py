@@ -42,6 +42,10 @@ class Controls:
         p = state.param
         names = {c: f"{k[0].upper()}{k[1:]}" for k, c in COLORS.items()}
         self.offset = prose("")
+        self.clusters = pn.widgets.IntInput.from_param(
+            p.clusters, label="Clusters (k-means)", **_STYLE
+        )
+        self.component = pn.widgets.IntInput.from_param(p.component, label="Component", **_STYLE)
         self.groups: dict[str, list[Any]] = {
             "layer": [_select(p.layer, "Layer", source.layers)],
             "image": [_select(p.image, "Image", source.images)],
@@ -65,6 +69,8 @@ class Controls:
                 pn.widgets.Select.from_param(
                     p.color, label="Colour by", options={v: k for k, v in names.items()}, **_STYLE
                 ),
+                self.clusters,
+                self.component,
                 pn.widgets.Select.from_param(
                     p.axes, label="Axes", options={"2 axes": 2, "3 axes": 3}, **_STYLE
                 ),
@@ -90,6 +96,9 @@ class Controls:
         s = self.app.state
         dy, dx = self.app.source.offset(s.shift_y, s.shift_x)
         self.offset.object = f'<p class="soft">{dy} px down, {dx} px to the right (circular)</p>'
+        self.clusters.visible = s.color == "cluster"
+        self.component.visible = s.color == "loading"
+        self.component.end = (s.rank or self.app.source.components or 1) - 1
         if self._selection:
             self._refresh_selection()
 

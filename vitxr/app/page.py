@@ -10,6 +10,7 @@ from typing import Any
 
 import panel as pn
 import param
+import xarray as xr
 
 from vitxr.app.controls import Controls
 from vitxr.app.header import Header
@@ -36,7 +37,7 @@ ADDRESS = {
     "query_row": "row",
     "query_col": "col",
     "rank": "rank",
-    "color": "color",
+    **{n: n for n in ("color", "clusters", "component")},
     "axes": "axes",
     "theme": "theme",
     "name_of_selection": "name",
@@ -88,6 +89,7 @@ class App(pn.viewable.Viewer):
         self.main = pn.Column(sizing_mode="stretch_width", min_height=400)
         self._working: dict[str, str] = {}
         self._unread: set[tuple[int, int | None]] = set()
+        self._undivided: set[tuple[int | None, int]] = set()
         self._document = pn.state.curdoc
         side = pn.Column(
             self.controls.layout,
@@ -211,6 +213,31 @@ class App(pn.viewable.Viewer):
             "means",
             lambda tell: self.source.means(layer, rank, tell),
             "reading responses",
+            ready,
+            failed,
+        )
+        return None
+
+    def clusters(self) -> xr.Dataset | None:
+        """The neurons with their clusters; None while these are found, beside the page."""
+        rank, count = self.state.rank or None, self.state.clusters
+        found = self.source.known_clusters(rank, count)
+        if found is not None or (rank, count) in self._undivided:
+            return found
+
+        def ready() -> None:
+            for view in self.views.values():
+                view.stale |= {"clusters"} & set(view.shows)
+            self._refresh()
+
+        def failed() -> None:
+            self._undivided.add((rank, count))
+            ready()
+
+        self.beside(
+            "clusters",
+            lambda _: self.source.clustered(rank, count),
+            f"finding {count} clusters",
             ready,
             failed,
         )

@@ -27,7 +27,7 @@ _MAPS = 20
 #: Bytes kept of what is quickly read or drawn again: frames, pixels, pictures, movies.
 _BYTES = 256_000_000
 #: Things kept of each kind that is slow to make, so that no walk through frames drops them.
-_SLOW = {"means": 4, "factors": 32, "neurons": 32, "maps": 32}
+_SLOW = {"means": 4, "factors": 32, "clusters": 32, "neurons": 32, "maps": 32}
 
 
 def open_source(store: str | Path, factors: str | Path | None = None) -> Source:
@@ -117,6 +117,11 @@ class Source:
                 f"expected factors or an ensemble; given: {type(factors).__name__} with "
                 f"{', '.join(map(str, getattr(factors, 'data_vars', ()))) or 'nothing'}. Give what "
                 "vitxr factorize wrote."
+            )
+        if self._factors is not None and "component" not in self._factors.dims:
+            raise DataError(
+                "the factors are those of a Tucker model, which has no components that neurons, "
+                "images and shifts share. Give factors of a CP model, such as method='ncp_hals'."
             )
         if self.ensemble is not None and not self.ranks:
             raise DataError("the ensemble has no ranks (rank_8, ...). Give what fit_ensemble made.")
@@ -210,6 +215,13 @@ class Source:
                 break
             total -= _weight(self._kept.pop(key))
 
+    @property
+    def components(self) -> int:
+        """Components of the factors, of the largest rank where there are several; 0 without."""
+        if self._factors is not None:
+            return int(self._factors.sizes["component"])
+        return max(self.ranks, default=0)
+
     def factors(self, rank: int | None = None) -> xr.Dataset:
         """Factors in memory: of an ensemble, the best replicate of a rank."""
 
@@ -251,6 +263,21 @@ class Source:
     def neurons_key(self, layer: int, rank: int | None) -> tuple[str, int | None, int | None]:
         """What tells the neurons that are shown from those of another layer or rank."""
         return ("neurons", None if self.has_factors else layer, rank)
+
+    def clustered(self, rank: int | None, count: int) -> xr.Dataset:
+        """The neurons of the factors, divided into clusters by k-means on their embedding."""
+
+        def make() -> xr.Dataset:
+            from vitxr.analysis import cluster
+
+            return cluster(self.neurons(self.factor_layer, rank), count)
+
+        return self.keep(("clusters", rank, count), make)
+
+    def known_clusters(self, rank: int | None, count: int) -> xr.Dataset | None:
+        """The same if they are there already."""
+        with self._lock:
+            return self._kept.get(("clusters", rank, count))
 
     def maps_of(self, layer: int, rank: int | None = None) -> list[int]:
         """Feature maps of the neurons, in their order."""

@@ -19,6 +19,8 @@ COLORS = {
     "row": "patch_row",
     "column": "patch_col",
     "row and column": "both",
+    "cluster": "cluster",
+    "loading of a component": "loading",
 }
 
 
@@ -40,6 +42,8 @@ class State(param.Parameterized):
     head = param.Selector(default=0, objects=[0])
     rank = param.Selector(default=0, objects=[0], doc="Of an ensemble; 0 where there is none.")
     color = param.Selector(default="feature_map", objects=list(COLORS.values()))
+    clusters = param.Integer(6, bounds=(2, 24), doc="Clusters that neurons are coloured by.")
+    component = param.Integer(0, bounds=(0, 0), doc="Its loading is what neurons are coloured by.")
     axes = param.Selector(default=2, objects=[2, 3], doc="Axes of the embedding.")
     theme = param.Selector(default="light", objects=["light", "dark"])
     name_of_selection = param.String("selection")
@@ -68,6 +72,7 @@ class State(param.Parameterized):
             "shift_x": source.lattice[1],
             "query_row": rows,
             "query_col": cols,
+            "component": max(source.components, 1),
         }.items():
             self.param[name].bounds = (0, size - 1)
         params.setdefault("query_row", rows // 2)
@@ -113,6 +118,12 @@ class State(param.Parameterized):
             self.param.update(selection=None, how={}, problem=str(error))
         else:
             self.param.update(selection=made, problem="")
+
+    @param.depends("rank", "component", watch=True)
+    def _component_of_rank(self) -> None:
+        """A rank has as many components: past them the last is taken."""
+        if self.rank and self.component >= self.rank:
+            self.component = self.rank - 1
 
     @param.depends("name_of_selection", watch=True)
     def _rename(self) -> None:

@@ -11,9 +11,18 @@ import pandas as pd
 import xarray as xr
 
 from vitxr.errors import ArgumentError, DataError
-from vitxr.plot._style import SIGNED, SMALL, TEXT, VALUES, cyclic
+from vitxr.plot._style import SIGNED, SMALL, TEXT, VALUES, cyclic, data_uri
 
-__all__ = ["LABELS", "Coloring", "class_key", "coloring", "number_key", "patch_colors", "period"]
+__all__ = [
+    "LABELS",
+    "Coloring",
+    "class_key",
+    "coloring",
+    "number_key",
+    "patch_colors",
+    "period",
+    "said",
+]
 
 #: What the points of an embedding may be coloured by, the default first.
 _BY: dict[str, tuple[str, ...]] = {
@@ -95,6 +104,10 @@ class Coloring:
         Of numbers.
     key
         Matplotlib hook that draws the bar or the map of places beside the points.
+    panel
+        Bokeh hook that draws the map of places.
+    grid
+        Of places: the colours of the patch grid, (row, column, 3) uint8.
     """
 
     name: str
@@ -106,6 +119,8 @@ class Coloring:
     clim: tuple[float, float] = (0.0, 1.0)
     label: str = ""
     key: Callable[[Any, Any], None] | None = None
+    panel: Callable[[Any, Any], None] | None = None
+    grid: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 3), np.uint8))
 
 
 def coloring(e: xr.Dataset, dim: str, color: str | xr.DataArray | None) -> Coloring:
@@ -134,8 +149,12 @@ def coloring(e: xr.Dataset, dim: str, color: str | xr.DataArray | None) -> Color
         rows, cols = (np.asarray(e[n].values) for n in needed)
         rgb = patch_colors(_place(rows), _place(cols)).reshape(-1, 3)
         hexes = np.array([f"#{r:02x}{g:02x}{b:02x}" for r, g, b in rgb], dtype=object)
-        key = _place_key(len(np.unique(rows)), len(np.unique(cols)))
-        return Coloring(color, "place", words, hexes, key=key)
+        grid = patch_colors(
+            *np.meshgrid(*(_place(np.arange(v.min(), v.max() + 1)) for v in (rows, cols)),
+                         indexing="ij")
+        )  # fmt: skip
+        key, panel = _place_key(grid), _place_panel(grid)
+        return Coloring(color, "place", words, hexes, key=key, panel=panel, grid=grid)
     values = np.asarray(e[color].values)
     if color in _CLASSES:
         groups, codes = _classes(values, ordered=color == "cluster")
@@ -227,7 +246,7 @@ def number_key(label: str, whole: bool = False) -> Any:
     return hook
 
 
-def _place_key(rows: int, cols: int) -> Any:
+def _place_key(grid: np.ndarray) -> Any:
     """Matplotlib hook: the patch grid in its colours, beside the scatter."""
 
     def hook(plot: Any, element: Any) -> None:
@@ -235,8 +254,7 @@ def _place_key(rows: int, cols: int) -> Any:
         if any(child.get_label() == "key" for child in axis.child_axes):
             return
         inset = axis.inset_axes((_right(axis) + 0.01, 0.0, 0.22, 0.22), label="key")
-        v, u = np.meshgrid(_place(np.arange(rows)), _place(np.arange(cols)), indexing="ij")
-        inset.imshow(patch_colors(v, u), interpolation="nearest")
+        inset.imshow(grid, interpolation="nearest")
         inset.set(xticks=[], yticks=[])
         inset.set_xlabel("patch column", fontsize=SMALL, labelpad=2)
         inset.set_ylabel("patch row", fontsize=SMALL, labelpad=2)
@@ -244,6 +262,45 @@ def _place_key(rows: int, cols: int) -> Any:
             spine.set_visible(False)
 
     return hook
+
+
+def _place_panel(grid: np.ndarray) -> Any:
+    """Bokeh hook: the same, in the margin to the right of the scatter."""
+
+    def hook(plot: Any, element: Any) -> None:
+        from bokeh.models import Node
+        from bokeh.models.dom import HTML
+        from bokeh.models.ui import Panel
+
+        figure = plot.handles["plot"]
+        if any(isinstance(one, Panel) for one in figure.elements):
+            return
+        rows, cols = grid.shape[:2]
+        size = [round(80 * n / max(rows, cols)) for n in (cols, rows)]
+        words = "font:11px sans-serif;color:#444;text-align:center"
+        key = (
+            f'<div style="display:grid;grid-template-columns:auto {size[0]}px;gap:3px;'
+            f'align-items:end;{words}">'
+            '<span style="writing-mode:vertical-rl;transform:rotate(180deg)">patch row</span>'
+            f'<img src="{data_uri(grid)}" alt="{said(grid)}" style="width:{size[0]}px;'
+            f'height:{size[1]}px;image-rendering:pixelated"><span></span>'
+            "<span>patch column</span></div>"
+        )
+        figure.min_border_right = size[0] + 40
+        corner = Node(target="frame", symbol="bottom_right", offset=0)
+        figure.elements.append(
+            Panel(position=corner, anchor="bottom_left", elements=[HTML(html=key)])
+        )
+
+    return hook
+
+
+def said(grid: np.ndarray) -> str:
+    """The key of places in words."""
+    return (
+        f"Patch grid of {grid.shape[0]} rows and {grid.shape[1]} columns, each patch in its "
+        "colour: blue top left, light blue top right, red bottom left, yellow bottom right"
+    )
 
 
 def class_key(title: str, names: list[str], colors: list[str]) -> Any:

@@ -7,7 +7,9 @@ looks to either; the backend in use is left as it was.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ __all__ = [
     "categorical",
     "curve_axes",
     "cyclic",
+    "data_uri",
     "holoviews",
     "shorten",
     "styled",
@@ -114,6 +117,15 @@ def cyclic() -> list[str]:
     import colorcet  # comes with HoloViews
 
     return list(colorcet.palette["cyclic_mrybm_35_75_c68"])
+
+
+def data_uri(pixels: np.ndarray) -> str:
+    """Pixels (row, col, 3 or 4), uint8, as a PNG that a page holds in itself."""
+    from PIL import Image
+
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def shorten(text: str, limit: int) -> str:

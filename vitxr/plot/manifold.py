@@ -184,7 +184,7 @@ def embedding(
         return curve_axes(picture, title=title or look.heading, **frame)
     if look.kind == "place":
         front = points(chosen, {"color": look.values}, color="color", alpha=0.9)
-        front = styled(front, mpl={"hooks": [look.key]})
+        front = styled(front, mpl={"hooks": [look.key]}, bokeh={"hooks": [look.panel]})
     else:
         front = points(chosen, color=look.name, cmap=look.cmap, clim=look.clim, alpha=0.9)
         front = styled(

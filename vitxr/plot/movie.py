@@ -7,7 +7,6 @@ import html
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from vitxr.errors import ArgumentError, DataError
 from vitxr.plot._coloring import period
 from vitxr.plot._player import PLAYER
 from vitxr.plot._select import image_positions, image_titles, neuron_maps, part_of, with_dims
-from vitxr.plot._style import VALUES
+from vitxr.plot._style import VALUES, data_uri
 from vitxr.plot.images import one_image, rgb_bytes
 
 __all__ = ["Movie", "movie"]
@@ -161,7 +160,7 @@ def movie(
         "periods": [period(tensor, "offset_y"), period(tensor, "offset_x")],
         "palette": _palette(),
         "codes": base64.b64encode(codes.tobytes()).decode("ascii"),
-        "image": None if pixels is None else _png(_pixels(pixels, tensor, at)),
+        "image": None if pixels is None else data_uri(_pixels(pixels, tensor, at)),
     }
     # nothing in the data may end the script that holds them
     data = json.dumps(facts).replace("<", "\\u003c")
@@ -189,11 +188,3 @@ def _pixels(pixels: Any, tensor: xr.DataArray, at: int) -> np.ndarray:
         name = str(tensor["image"].values[at]) if "image" in tensor.coords else None
         return one_image(pixels, at, name, limit=512)
     return rgb_bytes(np.asarray(pixels))
-
-
-def _png(rgba: np.ndarray) -> str:
-    from PIL import Image
-
-    buffer = BytesIO()
-    Image.fromarray(rgba).save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import xarray as xr
 
 from vitxr.errors import ArgumentError
-from vitxr.plot._coloring import coloring
-from vitxr.plot._style import OTHER_VALUES, SIGNED, VALUES, categorical
+from vitxr.plot._coloring import coloring, said
+from vitxr.plot._style import OTHER_VALUES, SIGNED, VALUES, categorical, data_uri
 
-__all__ = ["Scale", "point_colors", "scale_bytes", "screen_png", "shades"]
+__all__ = ["Scale", "data_uri", "point_colors", "scale_bytes", "screen_png", "shades"]
 
 Scale = Literal["values", "other", "signed"]
 _MAPS = {"values": VALUES, "other": OTHER_VALUES, "signed": SIGNED}
@@ -63,8 +63,9 @@ def shades(
     low, high = limits
     # One value only has the colour of the middle, as in the pictures.
     at = (array - low) / (high - low) if high > low else np.full(array.shape, 0.5)
-    index = np.clip(np.where(known, at, 0.0) * 255, 0, 255)
-    colors = scale_bytes(scale)[np.rint(index).astype(int)]
+    # 256 equal steps, the last with its upper end: Matplotlib's rule.
+    index = np.clip(np.where(known, at, 0.0) * 256, 0, 255)
+    colors = scale_bytes(scale)[index.astype(int)]
     alpha = np.where(known, 255, 0).astype(np.uint8)[..., None]
     return np.concatenate([np.where(alpha > 0, colors, 0).astype(np.uint8), alpha], -1), limits
 
@@ -79,7 +80,9 @@ def scale_bytes(scale: Scale = "values") -> Bytes:
     return np.asarray(rgb[:, :3], dtype=np.uint8)
 
 
-def point_colors(e: xr.Dataset, color: str | None = None) -> tuple[Bytes, dict[str, Any]]:
+def point_colors(
+    e: xr.Dataset, color: str | xr.DataArray | None = None
+) -> tuple[Bytes, dict[str, Any]]:
     """Colours of the neurons of an embedding, as :func:`vitxr.plot.embedding` has them.
 
     Parameters
@@ -94,7 +97,8 @@ def point_colors(e: xr.Dataset, color: str | None = None) -> tuple[Bytes, dict[s
     tuple
         (neuron, 3) uint8, and the key: ``heading``, and for classes ``classes`` (name and
         colour of each), for numbers ``limits``, ``label`` and ``colors`` (of equal steps), for
-        places on the grid ``corners``.
+        places on the patch grid ``grid`` (row, column, 3), the colour of each, and ``label``,
+        which says it in words.
 
     Examples
     --------
@@ -110,10 +114,11 @@ def point_colors(e: xr.Dataset, color: str | None = None) -> tuple[Bytes, dict[s
         key["classes"] = [(str(g), h) for g, h in zip(look.groups, hexes, strict=True)]
         return _rgb(hexes)[look.values], key
     if look.kind == "place":
-        key["corners"] = ["#2b4b9b", "#58c4dd", "#b53a2a", "#f5c242"]
+        key |= {"grid": look.grid, "label": said(look.grid)}
         return _rgb(look.values.tolist()), key
-    colors, limits = shades(look.values, look.clim)
-    key |= {"limits": limits, "label": look.label, "colors": _hexes(scale_bytes()[::17])}
+    scale: Scale = "signed" if look.cmap == SIGNED else "values"
+    colors, limits = shades(look.values, look.clim, scale)
+    key |= {"limits": limits, "label": look.label, "colors": _hexes(scale_bytes(scale)[::17])}
     return colors[:, :3], key
 
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import panel as pn
+import xarray as xr
 
 from vitxr.app.points import Points
 from vitxr.app.selection import select
 from vitxr.app.views.base import beside, prose
 from vitxr.app.views.linked import Linked
-from vitxr.plot.screen import point_colors
+from vitxr.plot.screen import data_uri, point_colors
 
 __all__ = ["Embedding"]
 
@@ -23,7 +24,7 @@ class Embedding(Linked):
     key = "embedding"
     title = "Embedding"
     shows = (
-        *("selection", "rank", "color", "axes", "theme"),
+        *("selection", "rank", "color", "clusters", "component", "axes", "theme"),
         *("image", "shift_y", "shift_x", "means"),
     )
     controls = ("rank", "color", "selection")
@@ -74,19 +75,33 @@ class Embedding(Linked):
                 f"Embedding of {e.sizes['neuron']:,} neurons of block "
                 f"{self.source.factor_layer} over {s.axes} principal axes{share}"
             )
-        if changed & {"color", "rank"}:
-            colors, key = point_colors(e, s.color)
-            self.points.colors = colors.tobytes()
-            self._key = key
         elif "selection" in changed:
             self.points.param.update(polygon=[], polygon_camera=[])  # the address's is no more
+        if changed & {"color", "rank", "clusters", "component"}:
+            self._paint(e)
         if changed & {"selection", "rank", "axes"}:
             self.points.show(self._mask)
         self.points.dark = s.theme == "dark"
-        if changed & {"color", "rank", "axes"}:
+        if changed & {"color", "rank", "clusters", "component", "axes"}:
             self.legend.object = f'<p class="soft">{self.points.label}.</p>' + _legend(self._key)
-        if changed - {"color", "axes", "theme"}:
+        if changed - {"color", "clusters", "component", "axes", "theme"}:
             self.show_linked()
+
+    def _paint(self, e: xr.Dataset) -> None:
+        """Colour the points, grey where what colours them is not there."""
+        s = self.state
+        found: xr.Dataset | None = e
+        by: str | xr.DataArray = s.color
+        if s.color == "cluster":
+            found = self.app.clusters()
+        elif s.color == "loading":
+            by = self.source.factors(s.rank or None)["neuron_factor"].isel(component=s.component)
+        if found is None:
+            colors = np.full((e.sizes["neuron"], 3), 0x8C, np.uint8)
+            self._key = {"heading": "By cluster"}
+        else:
+            colors, self._key = point_colors(found, by)
+        self.points.colors = colors.tobytes()
 
 
 def _legend(key: dict[str, Any]) -> str:
@@ -96,27 +111,43 @@ def _legend(key: dict[str, Any]) -> str:
         dots = "".join(_dot(name, color) for name, color in key["classes"][:64])
         more = len(key["classes"]) - 64
         return head + dots + (f'<span class="soft">and {more} more</span>' if more > 0 else "")
-    if "corners" in key:
-        a, b, c, d = key["corners"]
-        cell = "display:inline-block;width:14px;height:14px;background:"
-        words = ("top left", "top right", "bottom left", "bottom right")
-        return head + " ".join(
-            f'<span style="{cell}{x}" aria-hidden="true"></span> '
-            f'<span style="font-size:12px">{w}</span>'
-            for x, w in zip((a, b, c, d), words, strict=True)
-        )
+    if "grid" in key:
+        return head + _places(key["grid"], key["label"])
+    if "limits" not in key:
+        return head
     low, high = key["limits"]
+    stops = ",".join(map(_lifted, key["colors"]))
+    said = "" if key["label"].lower() in head.lower() else f", {html.escape(key['label'])}"
     return head + (
         f'<span style="font-size:12px">{low:.3g} <span aria-hidden="true" style="display:'
-        f"inline-block;width:120px;height:9px;background:linear-gradient(to right,"
-        f'{",".join(key["colors"])})"></span> {high:.3g}, {html.escape(key["label"])}</span>'
+        f"inline-block;width:120px;height:9px;background:linear-gradient(to right,{stops})"
+        f'"></span> {high:.3g}{said}</span>'
     )
 
 
+def _lifted(color: str) -> str:
+    """A colour of the key, lighter on a dark page, as the points are."""
+    return f"color-mix(in srgb, white var(--vx-lift), {color})"
+
+
 def _dot(name: str, color: str) -> str:
-    """A class of the key; lighter on a dark page, as the points are."""
-    shade = f"color-mix(in srgb, white var(--vx-lift), {color})"
+    """A class of the key."""
     return (
         '<span style="display:inline-block;margin:0 10px 2px 0;font-size:12px">'
-        f'<span aria-hidden="true" style="color:{shade}">&#9679;</span> {html.escape(name)}</span>'
+        f'<span aria-hidden="true" style="color:{_lifted(color)}">&#9679;</span> '
+        f"{html.escape(name)}</span>"
+    )
+
+
+def _places(grid: np.ndarray, label: str) -> str:
+    """The patch grid in the colours of its places."""
+    rows, cols = grid.shape[:2]
+    size = f"width:{72 * cols / max(rows, cols):.0f}px;height:{72 * rows / max(rows, cols):.0f}px"
+    return (
+        '<span style="display:inline-flex;gap:8px;align-items:center;font-size:12px;'
+        'vertical-align:middle"><span style="display:inline-block;background:#fff">'
+        f'<img alt="{html.escape(label)}" src="{data_uri(grid)}" '
+        f'style="display:block;{size};image-rendering:pixelated;'
+        'opacity:calc(100% - var(--vx-lift))"></span>patch row downwards,<br>'
+        "patch column to the right</span>"
     )
