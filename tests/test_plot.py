@@ -737,6 +737,33 @@ def test_one_map_of_a_class_that_others_have_as_well(embedded):
     assert plot.render(picture, dpi=40)["png"][1:4] == b"PNG"
 
 
+def test_both_backends_have_the_key_of_places(embedded):
+    import base64
+    import re
+    from io import BytesIO
+
+    import holoviews as hv
+    from PIL import Image
+
+    some = embedded.isel(neuron=embedded["patch_row"].values > 2)  # rows 3 to 7
+    rows, cols = some["patch_row"].values - 3, some["patch_col"].values
+    picture = plot.embedding(some, "both", feature_map=int(some["feature_map"].values[0]))
+    drawn = parts(picture, "Points")[-1].dimension_values("color")
+    first = (some["feature_map"] == some["feature_map"][0]).values
+    (inset,) = plot.figure(picture).axes[0].child_axes
+    keys = [np.asarray(inset.images[0].get_array())]
+    (panel,) = hv.render(picture, backend="bokeh").elements
+    (text,) = (one.html for one in panel.elements)
+    assert re.search('alt="([^"]*)"', text)[1].startswith("Patch grid of 5 rows and 8 columns")
+    assert panel.position.symbol == "bottom_right"
+    png = base64.b64decode(re.search('base64,([^"]*)"', text)[1])
+    keys.append(np.asarray(Image.open(BytesIO(png))))
+    for key in keys:
+        assert key.shape == (5, 8, 3)
+        hexes = [f"#{bytes(c).hex()}" for c in key[rows[first], cols[first]]]
+        assert hexes == drawn.tolist()
+
+
 def test_patch_colours_tell_every_patch():
     v, u = np.meshgrid(np.linspace(0, 1, 14), np.linspace(0, 1, 14))
     assert len(np.unique(plot.patch_colors(v, u).reshape(-1, 3), axis=0)) == 196

@@ -349,6 +349,7 @@ def test_pages_of_pictures_open_offline(browser, run, stim, tensor, tmp_path):
         "maps": plot.attention_map(m.isel(layer=0), pixels=stim),
         "matrices": plot.attention_matrices(run),
         "points": plot.embedding(e, "patch_row"),
+        "places": plot.embedding(e, "both"),
         "curves": plot.explained_variance(e),
     }.items():
         path = plot.save(picture, tmp_path / f"{name}.html")
@@ -358,6 +359,11 @@ def test_pages_of_pictures_open_offline(browser, run, stim, tensor, tmp_path):
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20, name
         assert said == [], name
         assert alone(asked, path), name
+        if name == "places":  # the key stands beside the points, inside the picture
+            key, frame = page.locator("img[alt^='Patch grid of 8 rows']"), page.locator("canvas")
+            box, whole = key.bounding_box(), frame.first.bounding_box()
+            assert whole["x"] + 380 < box["x"] < whole["x"] + whole["width"] - box["width"]
+            assert whole["y"] < box["y"] < whole["y"] + whole["height"] - box["height"]
         page.close()
     path = plot.save(plot.embedding_3d(e), tmp_path / "still.html", dpi=60)
     page, said, asked = opened(browser, path)
