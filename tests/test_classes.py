@@ -47,6 +47,14 @@ def test_against_a_loop(values, k, lazy):
         )  # fmt: skip
 
 
+def test_of_many_equal_logits_the_first_come_first():
+    values = np.zeros((1, 1, 1, 300), np.float32)
+    values[..., 200:] = 1
+    top = dataset(values).vit.top_classes(150)
+    expected = [*range(200, 300), *range(50)]
+    assert top["class_number"].values.ravel().tolist() == expected
+
+
 def test_large_logits_and_what_is_not_a_number():
     values = np.zeros((2, 1, 1, 3), np.float32)
     values[0] = [1e30, 1e30, -np.inf]

@@ -245,6 +245,20 @@ def test_shuffles_are_shuffles_of_neurons():
         assert s.shuffled_spatial_order[0, i] == pytest.approx(expected)
 
 
+def test_shuffles_that_are_as_well_ordered_count():
+    """The grid turned and mirrored: its distances are the same, their sums not quite."""
+    score = grid_score(2, 2) * 0.1 + 0.7
+    s = spatial_order(embedding(score, [0], 2, 2), 199, random_state=3)
+    rng = np.random.default_rng(3)
+    apart = np.abs(grid_score(2, 2)[:, None] - grid_score(2, 2)[None]).sum(-1)
+    same = 0
+    for _ in range(199):
+        p = rng.permutation(4)
+        same += bool((apart[p][:, p] == apart).all())
+    assert 20 < same < 120  # 8 of 24
+    assert s.spatial_order_p.item() == (1 + same) / 200
+
+
 def test_order_knows_labels_and_leaves_dead_neurons_out():
     rng = np.random.default_rng(0)
     score = np.concatenate([grid_score(4, 4) + rng.normal(size=(16, 2)) / 3] * 2)
@@ -292,6 +306,22 @@ def test_planted_clusters_in_order_of_size():
     )
     with pytest.raises(ArgumentError, match="n_clusters is 4; 3 rows of 'neuron' differ"):
         cluster(factors(np.repeat(np.eye(3), 4, axis=0)), 4)
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_clusters_are_scikit_learns_best_of_ten(seed):
+    from sklearn.cluster import KMeans
+
+    rows = np.random.default_rng(0).random((150, 3))
+    c = cluster(factors(rows), 9, random_state=seed).cluster.values
+    theirs = KMeans(9, n_init=10, random_state=seed).fit_predict(rows)
+    pairs = {*zip(c.tolist(), theirs.tolist(), strict=True)}
+    assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs}) == 9
+    places = [(-(c == k).sum(), np.argmax(c == k)) for k in range(9)]
+    assert places == sorted(places)
+    once = KMeans(9, n_init=1, random_state=seed).fit(rows).inertia_
+    centred = [rows[c == k] - rows[c == k].mean(0) for k in range(9)]
+    assert sum((part**2).sum() for part in centred) < once - 1e-9
 
 
 def test_accessor():

@@ -151,18 +151,19 @@ def test_heads_that_read_other_tokens():
         np.testing.assert_allclose(values[0, 0], expected, rtol=1e-3, atol=1e-5 * expected.max())
 
 
-def test_labels_shifts_and_batches(module):
+@pytest.mark.parametrize("scheme", ["raster", "grid"])
+def test_labels_shifts_and_batches(module, scheme):
     model = vitxr.load_model(module)
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
     stim = vitxr.open_images({"noise": images})
-    grid = vitxr.ShiftGrid(16, "raster")
+    grid = vitxr.ShiftGrid(16, scheme)
     r = relevance(stim, model, grid, ["LABEL_4", "LABEL_0"], preprocess="raw", batch_size=5)
     validate(r, require=["relevance", "predicted", "offset_x"])
     assert r.relevance.dims == (
         "image", "shift_y", "shift_x", "patch_row", "patch_col", "class",
     )  # fmt: skip
     assert r.attrs["read"] == "class"
-    y, x = int(r.offset_y[1, 2]), int(r.offset_x[1, 2])
+    y, x = (int(offset[1, 2]) for offset in xr.broadcast(r.offset_y, r.offset_x))
     frame = np.roll(images[1], (y, x), (0, 1)).transpose(2, 0, 1)[None].astype("float32")
     values, best, _ = attention_relevance(model, frame, [4, 0])
     at = r.isel(image=1, shift_y=1, shift_x=2)

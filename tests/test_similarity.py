@@ -111,6 +111,14 @@ def test_batches_are_summed():
     assert (c.attrs["batches"], c.attrs["images"]) == (3, 14)
 
 
+def test_batches_are_drawn_at_random():
+    """Images sorted by class come together with others, by a seed."""
+    parts = _grams.batches(100, 50, 0)
+    assert all(15 < (part < 50).sum() < 35 for part in parts)
+    assert all((np.diff(part) > 0).all() for part in parts)
+    assert not np.array_equal(parts[0], _grams.batches(100, 50, 1)[0])
+
+
 @given(n=st.integers(4, 12), seed=st.integers(0, 999))
 def test_centring_gives_the_published_hsic(n, seed):
     rng = np.random.default_rng(seed)
@@ -267,6 +275,17 @@ def test_ranks_do_not_see_rounding(levels, size, seed):
     )
     exact[0, 0] = np.nan
     assert np.isnan(_grams.ranks(exact, noise)).all(axis=-1).tolist() == [True, False]
+
+
+def test_what_differs_by_little_does_not_tie():
+    """Distances a thousand-millionth apart: more than rounding."""
+    ds = make(n=5).isel(shift_y=[0], shift_x=[0])
+    ds["activation"][:, 0, 0, 0] = 0
+    for image, more in enumerate((0, 1, 3, 7, 12)):  # whose sums in pairs all differ
+        ds["activation"][image, 0, 0, 0, image % 4, image // 4, 0] = 1 + more * 1e-9
+    far = [pdist(rows(ds, k), "euclidean") for k in (0, 1)]
+    assert len(set(far[0])) == 10
+    np.testing.assert_allclose(ds.vit.rsa(metric="euclidean").rsa[0, 1], spearmanr(*far)[0])
 
 
 def test_ranks_of_images_that_are_zero():

@@ -102,8 +102,7 @@ def dimensions(rows: np.ndarray, n_neighbors: int) -> tuple[np.ndarray, float, f
         local = (n_neighbors - 2) / total
         by_mle = len(distinct) * (n_neighbors - 1) / total.sum()
         ratio = np.sort(np.log(distance[:, 1] / distance[:, 0]))
-        kept = ratio[: max(2, int(len(ratio) * (1 - _DISCARD)))]
+        kept = ratio[: int(len(ratio) * (1 - _DISCARD))]
         height = -np.log1p(-np.arange(1, len(kept) + 1) / len(ratio))
-        finite = np.isfinite(height)
-        by_two = (kept[finite] @ height[finite]) / (kept[finite] @ kept[finite])
+        by_two = (kept @ height) / (kept @ kept)
     return local[back.reshape(-1)], float(by_mle), float(by_two)
