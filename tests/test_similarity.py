@@ -412,10 +412,19 @@ def test_two_datasets_are_matched_by_name():
     assert c.attrs["other_model"] == "planted"
     pairs = [(rows(a, 2, *f), rows(b, 1, *f)) for f in np.ndindex(2, 2)]
     np.testing.assert_allclose(c.cka[2, 1], literal_cka(pairs, hsic_1))
+    r = a.vit.rsa(b)
+    far = [(pdist(rows(a, 2, *f), "correlation"), pdist(rows(b, 1, *f), "correlation"))
+           for f in np.ndindex(2, 2)]  # fmt: skip
+    np.testing.assert_allclose(r.rsa[2, 1], np.mean([spearmanr(*pair)[0] for pair in far]))
     # Another layer of another model, across shifts.
-    s = a.sel(layer=[4]).vit.cka(b.sel(layer=[2]), across="shift")
+    one, other, mixed = a.sel(layer=[4]), b.sel(layer=[2]), mixed.sel(layer=[2])
+    s = one.vit.cka(other, across="shift")
     true = literal_cka([(rows(a, 2, 0, 1), rows(b, 1, 1, 1))], hsic_1)
     np.testing.assert_allclose(s.cka[0, 1, 0, 1, 1], true)
+    xr.testing.assert_allclose(one.vit.cka(mixed, across="shift"), s)
+    xr.testing.assert_allclose(
+        one.vit.rsa(mixed, across="shift"), one.vit.rsa(other, across="shift")
+    )
     # With itself under another name it is what it is with itself.
     np.testing.assert_allclose(a.vit.cka(a.copy(deep=True)).cka, a.vit.cka().cka)
 
