@@ -56,13 +56,17 @@ check: $(VENV)/.installed $(VENV)-timm/.installed  ## lint, format, types, links
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python scripts/vocabulary.py --check
+	$(BIN)/python scripts/rooms.py --check
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/families.py --check --timm $(VENV)-timm
 	$(BIN)/python scripts/check_links.py README.md CONTRIBUTING.md docs
 	$(PYTEST) --doctest-modules vitxr
 
 docs: $(VENV)/.installed  ## the site, into docs/_build/html; every code cell is executed
 	$(BIN)/python scripts/vocabulary.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python scripts/rooms.py
+	$(BIN)/python scripts/check_links.py README.md CONTRIBUTING.md docs
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_docs.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -j 2 -b html docs docs/_build/html
 
 bench: $(VENV)/.installed  ## speed, as ratios measured side by side
 	$(BIN)/python benchmarks/main_job.py

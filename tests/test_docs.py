@@ -1,7 +1,9 @@
-"""The documentation names everything public."""
+"""The documentation names everything public, and its picture of the rooms is theirs."""
 
 import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,20 @@ def test_the_page_lists_nothing_that_is_not_there():
                     thing = getattr(thing, part)
                 listed += 1
     assert listed > 80
+
+
+def test_whats_new_names_what_is_there():
+    text = (ROOT / "docs" / "whats-new.md").read_text("utf-8")
+    assert f"\n## {vitxr.__version__}" in text
+    said = {name.split(".")[-1] for name in re.findall(r"`([\w.]+)", text)}
+    wanted = set(vitxr.__all__) - {"__version__", "analysis", "errors", "factor", "models", "names"}
+    wanted -= {"stimuli", "store", "tensors", "datasets"}
+    for title in accessor.__all__:
+        wanted |= {name for name in vars(getattr(accessor, title)) if not name.startswith("_")}
+    assert not wanted - said
+
+
+def test_the_picture_of_the_rooms_is_up_to_date():
+    script = ROOT / "scripts" / "rooms.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
