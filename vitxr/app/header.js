@@ -16,7 +16,7 @@ const STYLE = `
 .vx-head .busy:not(:empty)::before { content: ""; display: inline-block; width: 10px; height: 10px;
   margin-right: 7px; border-radius: 50%; border: 2px solid var(--vx-accent);
   border-right-color: transparent; animation: vx-turn 0.8s linear infinite; }
-@media (max-width: 900px) {
+@media (max-width: 1280px) {
   .vx-head .busy { margin-left: auto; }
   .vx-head .theme { order: 1; }
   .vx-head [role=tablist] { order: 2; flex-basis: 100%; }
