@@ -898,48 +898,6 @@ def test_frame_takes_the_unshifted_one(run):
     )
 
 
-def pictures(stim, run, detail, tensor, factors, ensemble, embedded):
-    return {
-        "stimuli": plot.stimuli(stim),
-        "shifts": plot.shifts(stim["pixels"].values[0], [0, 8], [0, 8, 16]),
-        "predictions": plot.predictions(run),
-        "attention_matrices": plot.attention_matrices(detail),
-        "attention_query": plot.attention_query(detail, (0, 7), layer=2, pixels=stim),
-        "feature_map_layers": plot.feature_map_layers(detail, 0),
-        "neuron_matrix": plot.neuron_matrix(tensor.mean("shift")),
-        "filmstrip": plot.filmstrip(tensor, int(tensor["feature_map"].values[0])),
-        "activity": plot.activity(tensor),
-        "objective": plot.objective_by_rank(ensemble),
-        "similarity": plot.similarity_by_rank(ensemble),
-        "factors": plot.factors(factors),
-        "curves": plot.factor_curves(factors),
-        "rows of images": plot.factor_curves(factors, "image"),
-        "points of images": plot.factor_curves(factors, "image", overlay=True),
-        "images": plot.embedding(of(factors, "image")),
-        "by shift": plot.embedding(of(factors, "shift")),
-        "by map": plot.embedding(embedded),
-        "by row": plot.embedding(embedded, "patch_row"),
-        "both": plot.embedding(embedded, "both"),
-        "variance": plot.explained_variance(embedded),
-    }
-
-
-def test_every_picture_draws_on_both_backends(
-    stim, run, detail, tensor, factors, ensemble, embedded
-):
-    import holoviews as hv
-
-    made = pictures(stim, run, detail, tensor, factors, ensemble, embedded)
-    bars = {"predictions", "attention_matrices", "attention_query", "feature_map_layers"}
-    bars |= {"neuron_matrix", "filmstrip", "activity", "factors", "by row", "both", "by shift"}
-    for name, picture in made.items():
-        drawn = plot.figure(picture)
-        assert len(drawn.axes) == 1, name
-        # a colour bar or key is an inset of the axis: a hook that fails only warns
-        assert len(drawn.axes[0].child_axes) == (name in bars), name
-        hv.render(picture, backend="bokeh")
-
-
 def test_nothing_written_lies_outside_or_overlaps(stim, run, detail, tensor, factors):
     many = synthetic.extraction(stim, step=8, layers=(0,), channels=30)
     # numbers of three digits after the point, which are wider than 24 columns are

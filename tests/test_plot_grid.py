@@ -355,8 +355,8 @@ def test_pages_of_pictures_open_offline(browser, run, stim, tensor, tmp_path):
         path = plot.save(picture, tmp_path / f"{name}.html")
         page, said, asked = opened(browser, path)
         page.wait_for_function("window.Bokeh && Bokeh.documents[0]?.is_idle")
-        pixels = np.asarray(Image.open(BytesIO(page.screenshot())).convert("RGB"))
-        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20, name
+        shot = Image.open(BytesIO(page.screenshot())).convert("RGB")
+        assert len(shot.getcolors(10**7)) > 20, name
         assert said == [], name
         assert alone(asked, path), name
         if name == "places":  # the key stands beside the points, inside the picture

@@ -1,12 +1,9 @@
 """Pictures of neurons on the manifold and on the patch grid."""
 
-from io import BytesIO
-
 import numpy as np
 import pytest
 import synthetic
 import xarray as xr
-from PIL import Image
 
 from vitxr import analysis, plot
 from vitxr.errors import ArgumentError, DataError
@@ -113,23 +110,3 @@ def test_only_neurons_drawn_are_shown(tensor):
     np.testing.assert_allclose(np.sort(shown), np.sort(drawn.response_maximum), rtol=1e-6)
     with pytest.raises(DataError, match=r"t\.vit\.sample_neurons\(500\)"):
         plot.sample_neurons(tensor)
-
-
-def test_every_picture_is_drawn_by_both_backends(factors, ordered, tensor):
-    import holoviews as hv
-
-    e = analysis.cluster(analysis.embed(factors, 3), 4)
-    for name, picture in {
-        "spatial_order": plot.spatial_order(ordered),
-        "manifold_distance": plot.manifold_distance(ordered),
-        "local_dimension": plot.local_dimension(analysis.local_dimension(factors, 10)),
-        "cluster": plot.cluster(e),
-        "project": plot.project(e, e),
-        "sample_neurons": plot.sample_neurons(analysis.sample_neurons(tensor, 40)),
-    }.items():
-        pixels = Image.open(BytesIO(plot.render(picture, dpi=60)["png"])).convert("RGB")
-        width, height = plot.figure(picture).get_size_inches()
-        assert abs(pixels.width - 60 * width) < 150, name
-        assert abs(pixels.height - 60 * height) < 90, name
-        assert len(np.unique(np.asarray(pixels).reshape(-1, 3), axis=0)) > 10, name
-        hv.render(picture, backend="bokeh")
