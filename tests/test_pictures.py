@@ -21,7 +21,7 @@ BARS = {
     *("activity", "class_activity", "map_table", "factors", "hidden_states", "error_map"),
     *("phase_tuning", "unshift", "rdm", "similarity_by_layer", "position_similarity"),
     *("sample_neurons", "embedding by row", "embedding by row and column", "embedding by loading"),
-    *("embedding of shifts", "embedding by roll", "neuron_matrix of rolls"),
+    *("embedding of shifts", "embedding by roll"),
 }
 #: Of three axes, of which Bokeh has none.
 STILL = {"embedding_3d"}
@@ -195,7 +195,6 @@ PICTURES = {
     "spatial_order": lambda ordered: plot.spatial_order(ordered),
     "project": lambda embedded: plot.project(embedded, embedded),
     "sample_neurons": lambda tensor: plot.sample_neurons(analysis.sample_neurons(tensor, 40)),
-    "neuron_matrix of rolls": lambda aligned: plot.neuron_matrix(aligned["roll_offset_y"]),
     "embedding by roll": lambda aligned: plot.embedding(
         analysis.embed(aligned, 2), aligned["roll_offset_x"].isel(image=0)
     ),
