@@ -3,9 +3,7 @@
 import copy
 import json
 import pickle
-import re
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -260,14 +258,6 @@ def test_where_an_adapter_does_not_go():
         vitxr.load_model(Own(), adapter="stack")
     with pytest.raises(ModelError, match=r"Own is not a Vision Transformer.*adapter="):
         vitxr.load_model(Own())
-
-
-def test_the_pages_example():
-    page = (Path(__file__).parent.parent / "docs" / "models.md").read_text("utf-8")
-    (code,) = [c for c in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "Adapter(" in c]
-    space = {}
-    exec(code, space)
-    assert space["model"].grid == (4, 4)
 
 
 def test_models_of_equal_weights_are_told_apart():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import synthetic
 
+import vitxr
 from vitxr.errors import ArgumentError, DataError
 
 pytest.importorskip("panel")
@@ -230,6 +231,55 @@ def test_the_movie_shows_what_the_block_keeps(ds, stim):
     made = [v for k, v in app.source._kept.items() if k[0] == "movie"][-1]
     expected = {100, *t["feature_map"].values.tolist()}
     assert set(made.frames["feature_map"].values.tolist()) == expected
+
+
+def test_rows_of_the_lattice_are_pixels_only_where_they_have_one(ds):
+    names = Source(ds).lattice_names
+    assert names["row_labels"] == ["0 px", "8 px", "16 px", "24 px"] == names["col_labels"]
+    places = np.arange(16).reshape(4, 4)
+    raster = ds.assign_coords(
+        {n: (("shift_y", "shift_x"), places) for n in ("offset_y", "offset_x")}
+    )
+    assert Source(raster).lattice_names == {"row_name": "shift row", "col_name": "column"}
+
+
+def test_a_lasso_that_makes_no_sense_is_said(ds, factors, stim):
+    app = App(Source(ds, factors, stim))
+    app.start()
+    app.state.tab = "embedding"
+    view, corners = app.view, [[-9, -9], [9, -9], [9, 9], [-9, 9]]
+    view.points.lassoed({"polygon": corners, "camera": [[0, 1], [0, 1]]})
+    assert app.notice.visible
+    assert "camera" in app.notice.object
+    assert app.state.selection is None
+    # Drawn over two axes, and come when three are shown.
+    app.state.axes = 3
+    view.points.lassoed({"polygon": corners, "camera": [[0, 1, 0], [0, 0, 1]]})
+    assert app.state.selection.mask.all()
+    assert app.state.selection.how["pcs"] == [1, 2]
+
+
+def test_paths_in_a_script_hold_in_any_folder(ds, factors, tmp_path, monkeypatch):
+    vitxr.save(ds, tmp_path / "run.zarr")
+    vitxr.save(factors, tmp_path / "factors.nc")
+    monkeypatch.chdir(tmp_path)
+    app = App(sources.open_source("run.zarr", "factors.nc"))
+    assert str(tmp_path / "factors.nc") in app.opening()
+    assert sources._anywhere("s3://bucket/run.zarr") == "s3://bucket/run.zarr"
+
+
+def test_what_is_not_selected_is_not_called_so(ds, factors, stim):
+    app = App(Source(ds, factors, stim))
+    app.start()
+    app.state.tab = "responses"
+    app.means()
+    rest()
+    view = app.view
+    assert "all neurons" in view.strength.about
+    assert "selected" not in view.table.object
+    app.state.choose(select(app.state.neurons(), {"rows": [0, 1]}))
+    assert "the selected neurons" in view.strength.about
+    assert "Neurons selected" in view.table.object
 
 
 def test_an_address_is_read_as_the_parameters_have_it(ds):

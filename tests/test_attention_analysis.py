@@ -214,6 +214,21 @@ def test_uniform_attention_has_known_distance_and_entropy():
     np.testing.assert_allclose(attention_entropy(sharp), 0)
 
 
+def test_some_queries_are_where_they_are():
+    """Attention of a selection of tokens, by their numbers."""
+    weights = softmax(0, (2, 3, 8, 8))
+    ds = synthetic(weights, prefix=2).assign_coords(query=np.arange(8))
+    some = ds.isel(query=[7, 1, 3])
+    place = np.array([(r * 4, c * 8) for r in range(2) for c in range(3)])
+    apart = np.linalg.norm(place[:, None] - place[None], axis=-1)
+    rows = weights[:, :, [7, 3]]
+    kept = rows[..., 2:] / rows[..., 2:].sum(-1, keepdims=True)
+    true = (kept * apart[[5, 1]]).sum(-1).mean(-1)
+    np.testing.assert_allclose(attention_distance(some), true)
+    np.testing.assert_allclose(attention_entropy(some), -(rows * np.log(rows)).sum(-1).mean(-1))
+    np.testing.assert_array_equal(attention_map(some, (0, 1)), attention_map(ds, (0, 1)))
+
+
 def test_queries_without_weight_on_patches_do_not_count():
     weights = softmax(0, (1, 1, 7, 7))
     weights[..., 3, :] = np.eye(7)[0]
@@ -287,6 +302,21 @@ def test_mask_ties_and_edges():
     transposed = mass_mask(flat.T, 21 / 49)
     assert transposed.dims == ("patch_col", "patch_row")
     assert transposed.values[:, :3].all()
+
+
+def test_mask_of_equal_patches_counts_them():
+    """Whatever their sums are rounded to; of equal ones the first, row by row."""
+    for n in range(1, 41):
+        flat = xr.DataArray(np.full((1, n), 1 / n), dims=("patch_row", "patch_col"))
+        for k in range(1, n + 1):
+            assert mass_mask(flat, k / n).values[0].tolist() == [True] * k + [False] * (n - k)
+    many = np.where(np.random.default_rng(0).random((20, 30)) < 0.5, 3.0, 1.0)
+    some = mass_mask(xr.DataArray(many, dims=("patch_row", "patch_col")), 0.9).values.ravel()
+    high = many.ravel() == 3
+    assert some[high].all()
+    low = some[~high]
+    assert 0 < low.sum() < low.size
+    assert (np.diff(low.astype(int)) <= 0).all()
 
 
 def test_names_of_prefix_tokens():

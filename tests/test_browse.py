@@ -350,6 +350,22 @@ def test_after_a_turn_in_three_dimensions_both_find_the_same(page, address):
         assert (mask == own).all()
 
 
+def test_axes_are_changed_in_the_page(page, address, neurons):
+    """To three and back: points, camera and selection follow."""
+    visit(page, address, "embedding")
+    planted = neurons["cluster"].values == 1
+    corners = [(-0.8, -0.7), (0.5, -0.8), (0.35, 0.4), (-0.2, 0.9)]
+    for axes in (3, 2, 3, 2):
+        page.get_by_label("Axes", exact=True).select_option(label=f"{axes} axes")
+        page.get_by_label(f"Embedding of {planted.size} neurons of block 5 over {axes}").wait_for()
+        quiet(page)
+        mask, own = lasso(page, corners if axes == 3 else around(seen(neurons, 2), planted))
+        assert 0 < mask.sum() < mask.size
+        assert (mask == own).all()
+        assert len(json.loads(query(page)["select"])["camera"][0]) == axes + 1
+    assert (mask == planted).all()
+
+
 def test_the_address_restores_the_selection_and_the_view(page, chromium, address, neurons):
     visit(page, address, "embedding", axes=3, color="both", theme="dark")
     mask, _ = lasso(page, [(-0.8, -0.7), (0.5, -0.8), (0.35, 0.4), (-0.2, 0.9)])

@@ -147,6 +147,16 @@ def test_equals_the_literal_version(n, layers, maps, grid, patch, step, scheme, 
     check(ds, 1e-9 if dtype == "float64" else 2e-4)
 
 
+def test_offsets_in_any_order():
+    """A lattice of the user's own, whose rows are no rows."""
+    ds = random(scheme="raster", n=2, maps=2, layers=1)
+    rng = np.random.default_rng(0)
+    for name, side in (("offset_y", 16), ("offset_x", 12)):
+        own = rng.integers(0, side, ds[name].shape)
+        ds = ds.assign_coords({name: (("shift_y", "shift_x"), own, ds[name].attrs)})
+    check(ds, 1e-9)
+
+
 @pytest.mark.parametrize("maps", [1, 37])
 def test_parts_of_many_maps(maps, monkeypatch):
     from vitxr.analysis import _rolled

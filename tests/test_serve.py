@@ -81,6 +81,20 @@ def test_a_network_address_asks_for_the_password(folder):
         assert " 101 " not in shaken(local, f"http://127.0.0.1:{port}")
 
 
+def test_the_password_alone_opens_the_page(page, folder):
+    """Without a name; even one that is the path of a file."""
+    own = str(folder / "run.zarr" / "zarr.json")
+    with served(folder / "run.zarr", "--address", "0.0.0.0", VITXR_BROWSE_PASSWORD=own) as address:
+        page.goto(address.replace("0.0.0.0", "127.0.0.1"))
+        assert page.get_by_role("heading", name="vitxr").is_visible()
+        for word, opens in (("wrong", False), (own, True)):
+            page.get_by_label("Password").fill(word)
+            page.keyboard.press("Enter")
+            if not opens:
+                page.get_by_text("That is not the password.").wait_for()
+        page.get_by_role("tab", name="Stimuli").wait_for(timeout=60_000)
+
+
 @pytest.mark.parametrize("kind", ["missing", "unfinished", "other"])
 def test_a_store_that_cannot_be_opened_says_so(page, folder, tmp_path, kind):
     store = tmp_path / "run.zarr"

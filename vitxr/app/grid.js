@@ -87,7 +87,7 @@ export function render({ model }) {
   function tell([r, c]) {
     const v = values[r * model.cols + c];
     said.textContent = `${model.row_name} ${model.row_labels[r] ?? r}, ${model.col_name} ` +
-      `${model.col_labels[c] ?? c}` + (v === undefined ? "" : `: ${number(v)} ${model.unit}`);
+      `${model.col_labels[c] ?? c}` + (v === undefined ? "" : `: ${number(v)} ${v === 1 && model.unit === "neurons" ? "neuron" : model.unit}`);
   }
   const under = e => {
     const box = over.getBoundingClientRect();

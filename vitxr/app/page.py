@@ -136,6 +136,10 @@ class App(pn.viewable.Viewer):
             "as it was. Export the labels to keep it.</p>"
         )
 
+    def tell(self, error: Exception, before: str = "") -> None:
+        """Say above the view what went wrong."""
+        self._notify(f'<p class="bad" role="alert">{html.escape(f"{before}{error}")}</p>')
+
     def _notify(self, text: str) -> None:
         """Say something above the view."""
         self.notice.param.update(object=text, visible=True)
@@ -275,8 +279,7 @@ class App(pn.viewable.Viewer):
                 return
             if failed is not None:
                 failed()
-            said = html.escape(f"While {what}: {error}")
-            self._notify(f'<p class="bad" role="alert">{said}</p>')
+            self.tell(error, f"While {what}: ")
 
         def run() -> None:
             problem: Exception | None = None

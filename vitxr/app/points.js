@@ -336,7 +336,9 @@ export function render({ model, el }) {
   }
 
   root.chosen = () => chosen;
+  // Places and axes come one after the other, in either order.
   model.on("positions", take);
+  model.on("axes", take);
   model.on("colors", recolor);
   model.on("serial", remask);
   model.on("dark", later);

@@ -90,7 +90,12 @@ def serve(
         port = _free(address)
     options: dict[str, Any] = {}
     if password is not None:
-        options = {"basic_auth": password, "cookie_secret": secrets.token_hex(32)}
+        options = {
+            # With a name: a password alone is read as a file where it is the path of one.
+            "basic_auth": {"vitxr": password},
+            "basic_login_template": str(Path(__file__).with_name("login.html")),
+            "cookie_secret": secrets.token_hex(32),
+        }
     server = pn.serve(
         {"/": page},
         port=port,

@@ -44,8 +44,13 @@ def open_source(store: str | Path, factors: str | Path | None = None) -> Source:
 
     ds = vitxr.store.open_store(store)
     found = None if factors is None else vitxr.store.open_store(factors)
-    where = (str(store), None if factors is None else str(factors))
+    where = (_anywhere(store), None if factors is None else _anywhere(factors))
     return Source(ds, found, where=where)
+
+
+def _anywhere(path: str | Path) -> str:
+    """A path as a script in any folder has it; an address on the network as it is."""
+    return str(path) if "://" in str(path) else str(Path(path).absolute())
 
 
 class Source:
@@ -324,6 +329,15 @@ class Source:
         """Pixels, down and to the right, of a place of the lattice."""
         dy, dx = self.offsets[:, shift_y, shift_x].tolist()
         return dy, dx
+
+    @property
+    def lattice_names(self) -> dict[str, Any]:
+        """What a grid calls the rows and columns of the lattice: pixels where they have one."""
+        if self.ds.get("offset_x", xr.DataArray()).ndim != 1:
+            return {"row_name": "shift row", "col_name": "column"}
+        down = [f"{v} px" for v in self.offsets[0, :, 0]]
+        right = [f"{v} px" for v in self.offsets[1, 0]]
+        return {"row_name": "dy", "row_labels": down, "col_name": "dx", "col_labels": right}
 
     def frame(self, layer: int, image: str, shift_y: int, shift_x: int) -> xr.DataArray:
         """All maps of one frame of a block, (feature_map, patch_row, patch_col)."""

@@ -13,6 +13,7 @@ from vitxr.app.points import Points
 from vitxr.app.selection import select
 from vitxr.app.views.base import beside, prose
 from vitxr.app.views.linked import Linked
+from vitxr.errors import VitxrError
 from vitxr.plot.screen import data_uri, point_colors
 
 __all__ = ["Embedding"]
@@ -43,9 +44,15 @@ class Embedding(Linked):
         )
 
     def _lasso(self, data: dict[str, Any]) -> None:
-        pcs = list(range(1, self.state.axes + 1))
+        # The axes are those of its camera: others may be shown by the time that it arrives.
+        pcs = list(range(1, len(data["camera"][0])))
         how = {"polygon": data["polygon"], "camera": data["camera"], "pcs": pcs}
-        self.app.join(select(self.state.neurons(), how))
+        try:
+            chosen = select(self.state.neurons(), how)
+        except VitxrError as error:
+            self.app.tell(error)
+        else:
+            self.app.join(chosen)
 
     @property
     def _mask(self) -> np.ndarray:

@@ -31,7 +31,7 @@ class Linked(View):
         )
         self.patches.chosen = self._box
         self.shifts = Grid(
-            mode="cell", title="Across shifts", row_name="shift row", col_name="column", most=320
+            mode="cell", title="Across shifts", most=320, **self.source.lattice_names
         )
         self.shifts.chosen = lambda c: self.state.param.update(shift_y=c[0], shift_x=c[1])
         self.images = Gallery(self.app, title="Images", tile=tile, tall=tall)
@@ -77,10 +77,16 @@ class Linked(View):
             self.shifts.show(np.full(self.source.lattice, np.nan), about="No neuron is selected.")
             return
         by_image, by_shift = means.of(mask)
-        self.images.show(by_image, "Mean response over shifts. Choose one.")
+        self.images.show(by_image, f"Mean response of {self.who} over shifts. Choose one.")
         self.shifts.show(
             by_shift.reshape(self.source.lattice),
             "other",
-            about="Mean response over images; a shift down a row, right a column. Choose one.",
+            about=f"Mean response of {self.who} over images; a shift down a row, right a column. "
+            "Choose one.",
             unit="mean response",
         )
+
+    @property
+    def who(self) -> str:
+        """Whose responses are shown."""
+        return "all neurons" if self.state.selection is None else "the selected neurons"

@@ -58,13 +58,15 @@ class Responses(Linked):
         mean = np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
         self.strength.show(
             mean,
-            about="Mean response of the selected neurons of each patch, over images and shifts.",
+            about=f"Mean response of {self.who} of each patch, over images and shifts.",
         )
-        self.table.object = _by_map(e["feature_map"].values, mask, means.overall)
+        what = "Neurons" if self.state.selection is None else "Neurons selected"
+        self.table.object = _by_map(e["feature_map"].values, mask, means.overall, what)
 
 
-def _by_map(maps: np.ndarray, mask: np.ndarray, overall: np.ndarray, most: int = 24) -> str:
+def _by_map(maps: np.ndarray, mask: np.ndarray, overall: np.ndarray, what: str) -> str:
     """Feature maps with the most selected neurons, as a table."""
+    most = 24
     numbers, at = np.unique(maps, return_inverse=True)
     of = np.bincount(at, minlength=len(numbers))
     chosen = np.bincount(at[mask], minlength=len(numbers))
@@ -80,5 +82,5 @@ def _by_map(maps: np.ndarray, mask: np.ndarray, overall: np.ndarray, most: int =
     part = f" ({most} of {shown}, those with the most)" if shown > most else ""
     return (
         f"<h3>By feature map{part}</h3><table><thead><tr><th>Feature map</th>"
-        f"<th>Neurons selected</th><th>Mean response</th></tr></thead><tbody>{rows}</tbody></table>"
+        f"<th>{what}</th><th>Mean response</th></tr></thead><tbody>{rows}</tbody></table>"
     )

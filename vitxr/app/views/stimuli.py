@@ -35,9 +35,8 @@ class Stimuli(View):
             about="Distance of the shift from none, in pixels (circular). Choose one.",
             mode="cell",
             unit="px",
-            row_name="dy",
-            col_name="dx",
             most=260,
+            **self.source.lattice_names,
         )
         self.lattice.chosen = self._shift
         self.gallery = Gallery(self.app, title="Images", about="Choose one.")
@@ -59,13 +58,7 @@ class Stimuli(View):
             [self.source.ds.attrs.get(n) or np.inf for n in ("input_height", "input_width")]
         )
         far = np.hypot(*np.moveaxis(np.minimum(offsets, abs(size - offsets)), -1, 0))
-        straight = self.source.ds["offset_x"].ndim == 1 if "offset_x" in self.source.ds else False
-        self.lattice.show(
-            far,
-            "other",
-            row_labels=[int(v) for v in offsets[:, 0, 0]] if straight else [],
-            col_labels=[int(v) for v in offsets[0, :, 1]] if straight else [],
-        )
+        self.lattice.show(far, "other")
 
     def refresh(self, changed: set[str]) -> None:
         """Show the state."""
