@@ -430,6 +430,6 @@ def test_it_is_shown_in_a_notebook(ds, factors, stim):
     app.state.tab = "factors"
     app.state.tab = "responses"
     for thread in threading.enumerate():
-        if thread.name == "vitxr-means":
+        if thread.name == "vitxr-beside-means":
             thread.join(60)
     assert app.source.known_means(1, None) is not None

@@ -47,7 +47,7 @@ def tree(ds):
 def rest():
     """Wait for what runs beside the page."""
     for thread in threading.enumerate():
-        if thread.name.startswith("vitxr-"):
+        if thread.name.startswith("vitxr-beside-"):
             thread.join(60)
 
 
@@ -238,7 +238,7 @@ def test_rows_of_the_lattice_are_pixels_only_where_they_have_one(ds):
     assert names["row_labels"] == ["0 px", "8 px", "16 px", "24 px"] == names["col_labels"]
     places = np.arange(16).reshape(4, 4)
     raster = ds.assign_coords(
-        {n: (("shift_y", "shift_x"), places) for n in ("offset_y", "offset_x")}
+        dict.fromkeys(("offset_y", "offset_x"), (("shift_y", "shift_x"), places))
     )
     assert Source(raster).lattice_names == {"row_name": "shift row", "col_name": "column"}
 

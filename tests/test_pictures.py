@@ -208,6 +208,7 @@ def test_none_is_left_out():
 @pytest.mark.parametrize("name", list(PICTURES))
 def test_a_picture_is_a_file_and_stands_on_the_screen(name, request, monkeypatch):
     import holoviews as hv
+    from bokeh.core.validation import check_integrity
 
     make = PICTURES[name]
     wanted = make.__code__.co_varnames[: make.__code__.co_argcount]
@@ -235,4 +236,5 @@ def test_a_picture_is_a_file_and_stands_on_the_screen(name, request, monkeypatch
     insets = sum(len(a.child_axes) for a in drawn.axes)
     assert insets == (name in BARS) or name in STILL
     if name not in STILL:
-        assert hv.render(picture, backend="bokeh") is not None
+        shown = hv.render(picture, backend="bokeh")
+        assert [str(e) for e in check_integrity(shown.references()).error] == []

@@ -291,7 +291,7 @@ class App(pn.viewable.Viewer):
                     logging.getLogger("vitxr").exception("while %s", what)
             self._later(lambda: finish(problem))
 
-        threading.Thread(target=run, daemon=True, name=f"vitxr-{key}").start()
+        threading.Thread(target=run, daemon=True, name=f"vitxr-beside-{key}").start()
 
     def _say(self, key: str, what: str) -> None:
         """Say in the head of the page what is being worked on."""

@@ -113,9 +113,9 @@ def predictions(
     marks = [
         styled(
             hv.Points(own, ["x", "y"]),
-            both={"marker": "s", "color": "none"},
-            mpl={"edgecolor": "#e34a33", "s": 46, "linewidth": 1.1},
-            bokeh={"line_color": "#e34a33", "size": 11},
+            both={"marker": "s"},
+            mpl={"color": "none", "edgecolor": "#e34a33", "s": 46, "linewidth": 1.1},
+            bokeh={"fill_color": None, "line_color": "#e34a33", "size": 11},
         ),
         styled(
             hv.Points(dots, ["x", "y"]),
