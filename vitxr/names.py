@@ -46,6 +46,7 @@ PROVENANCE = (
     "model_revision",
     "model_fingerprint",
     "preprocess",
+    "preprocess_settings",
     "precision",
     "layer",
     "ranking",

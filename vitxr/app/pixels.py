@@ -15,10 +15,10 @@ _DIGITS = re.compile(r"scikit-learn digits\[(\d+)\]")
 
 
 def pixels(ds: xr.Dataset, image: str, stimuli: xr.Dataset | None = None) -> np.ndarray:
-    """One image, resized to the model's input, uint8 (height, width, 3).
+    """One image as the model took it, resized and cropped, uint8 (height, width, 3).
 
-    The image is stretched to the input's size, as most models' preprocessing does; where that
-    crops, the picture is not quite what the model saw.
+    By the recorded ``preprocess_settings``; where a store has none it is stretched to the
+    input's size.
 
     Raises
     ------
@@ -28,11 +28,14 @@ def pixels(ds: xr.Dataset, image: str, stimuli: xr.Dataset | None = None) -> np.
         If there is no file, and the images were not given.
     """
     from vitxr.stimuli import read_image
+    from vitxr.stimuli.framing import framed
 
     if stimuli is not None and image in stimuli.indexes["image"]:
         rgb = read_image(stimuli, image)
     else:
         rgb = _from_source(ds.sel(image=image))
+    if "preprocess_settings" in ds.attrs:
+        rgb = framed(rgb, ds.attrs["preprocess_settings"])
     height = int(ds.attrs.get("input_height") or rgb.shape[0])
     width = int(ds.attrs.get("input_width") or rgb.shape[1])
     if rgb.shape[:2] == (height, width):
@@ -58,6 +61,7 @@ def _from_source(one: xr.Dataset) -> np.ndarray:
             "not pixels. Open it in Python, vitxr.browse(ds, stimuli=stim), with the images that "
             "were extracted."
         )
+    from vitxr.stimuli.sizes import resize
     from vitxr.stimuli.sources import read_source
 
     rgb, now = read_source(source)
@@ -67,7 +71,7 @@ def _from_source(one: xr.Dataset) -> np.ndarray:
             f"{source}: changed since it was extracted (SHA-256 {now[:12]}, recorded "
             f"{recorded[:12]}). Restore the file."
         )
-    return rgb
+    return resize(rgb, (int(one["height"]), int(one["width"])))  # open_images(size=)
 
 
 def at_offset(rgb: np.ndarray, offset: tuple[int, int]) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vitxr.errors import ArgumentError
+from vitxr.stimuli.framing import centre_crop, resized_shape
 
 __all__ = ["Preprocess", "at_size", "output_size", "prepared"]
 
@@ -91,7 +92,7 @@ class Preprocess:
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Return float32 (channel, row, col) of a uint8 image (row, col, channel)."""
-        image = self._cropped(self._resized(image))
+        image = centre_crop(self._resized(image), self.crop)
         scaled: np.ndarray = image.astype(np.float32) / np.float32(255)
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         return np.ascontiguousarray(((scaled - mean) / std).transpose(2, 0, 1))
@@ -99,7 +100,7 @@ class Preprocess:
     def _resized(self, image: np.ndarray) -> np.ndarray:
         from PIL import Image
 
-        height, width = self._size(*image.shape[:2])
+        height, width = resized_shape(image.shape[:2], self.resize, self.cover)
         if (height, width) == image.shape[:2]:
             return image
         method = getattr(Image.Resampling, self.interpolation.upper())
@@ -107,27 +108,6 @@ class Preprocess:
             return np.asarray(Image.fromarray(image).resize((width, height), method))
         channels = [Image.fromarray(c) for c in np.moveaxis(image.astype(np.float32), 2, 0)]
         return np.stack([np.asarray(c.resize((width, height), method)) for c in channels], 2)
-
-    def _cropped(self, image: np.ndarray) -> np.ndarray:
-        if self.crop is None:
-            return image
-        out = np.zeros((*self.crop, 3), image.dtype)
-        places = [_centre(have, want) for have, want in zip(image.shape, self.crop, strict=False)]
-        (rows, into_rows), (columns, into_columns) = places
-        out[into_rows, into_columns] = image[rows, columns]
-        return out
-
-    def _size(self, height: int, width: int) -> tuple[int, int]:
-        if self.resize is None:
-            return height, width
-        if not isinstance(self.resize, int):
-            if not self.cover:
-                return self.resize
-            ratio = min(height / self.resize[0], width / self.resize[1])
-            return round(height / ratio), round(width / ratio)
-        if width <= height:
-            return int(self.resize * height / width), self.resize
-        return self.resize, int(self.resize * width / height)
 
     @classmethod
     def like(
@@ -147,15 +127,6 @@ class Preprocess:
     def settings(self) -> dict[str, Any]:
         """Return all settings, for the record."""
         return asdict(self)
-
-
-def _centre(have: int, want: int) -> tuple[slice, slice]:
-    """Return where to cut the middle, and where to put it, as torchvision rounds."""
-    if have >= want:
-        start = round((have - want) / 2)
-        return slice(start, start + want), slice(0, want)
-    before = (want - have) // 2
-    return slice(0, have), slice(before, before + have)
 
 
 def output_size(processor: Any) -> tuple[int, int] | None:

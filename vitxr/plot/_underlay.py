@@ -11,7 +11,7 @@ import xarray as xr
 
 from vitxr.errors import DataError
 from vitxr.plot._mosaic import Tiles
-from vitxr.plot.images import one_image, rgb_bytes, rgb_element
+from vitxr.plot.images import rgb_element, seen
 
 __all__ = ["Facets", "underlay"]
 
@@ -60,7 +60,7 @@ def underlay(
         i = at.get("image", 0)
         if (i,) not in read:
             size = (tiles.width * each, tiles.height * each)
-            read[(i,)] = _fitted(_image(pixels, array, i), size)
+            read[(i,)] = _fitted(seen(pixels, array, i), size)
         rgba = read[(i,)]
         rgba = np.roll(rgba, _moved(array, at, rgba.shape), axis=(0, 1))
         if not plain:
@@ -82,15 +82,6 @@ def underlay(
                 put(i, 0, {d: n for d, n in at.items() if d == cut.dims[0]}, plain=True)
     rows, cols = tiles.shape
     return rgb_element(out, size=(cols, rows))
-
-
-def _image(pixels: Any, array: xr.DataArray, at: int) -> np.ndarray:
-    if isinstance(pixels, np.ndarray):
-        return rgb_bytes(pixels)
-    name = None
-    if "image" in array.coords:
-        name = str(np.atleast_1d(array["image"].values)[at])
-    return one_image(pixels, at, name, limit=512)
 
 
 def _fitted(rgba: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -38,8 +38,8 @@ def attention_map(m: xr.DataArray, *, pixels: Any = None, title: str | None = No
         data only what is selected is computed.
     pixels
         Stimuli, by which the maps lie over their images, greyed and shifted as the map was;
-        the images stand in a column of their own as well. They are stretched over the
-        patch grid: where the preprocessing crops, the place on the image is not exact.
+        the images stand in a column of their own as well. They are resized and cropped as
+        for the model if the maps say how (``preprocess_settings``).
     title
         Title of the picture.
 

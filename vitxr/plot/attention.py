@@ -12,7 +12,7 @@ from vitxr.errors import ArgumentError, DataError
 from vitxr.plot._mosaic import Words, canvas, image, scale_for, side_bar, tile
 from vitxr.plot._select import described, frame, image_positions, prefix_and_grid, variable
 from vitxr.plot._style import VALUES, holoviews, styled
-from vitxr.plot.images import one_image, rgb_bytes, rgb_element
+from vitxr.plot.images import rgb_element, seen
 
 __all__ = ["attention_matrices", "attention_query"]
 
@@ -149,10 +149,10 @@ def attention_query(
     grid
         Rows and columns of the patch grid; known where a Dataset is given.
     pixels
-        What to show beside the panels: the stimuli, of which the one image is read,
-        whatever their sizes; or the image itself, (row, col, channel) uint8. It is
-        stretched over the patch grid, so that where the preprocessing crops an image
-        the outline on it is not exact.
+        What to show beside the panels: the stimuli, of which the one image is read, then
+        resized and cropped as for the model if a Dataset is given, which says how
+        (``preprocess_settings``); or the image itself as the model took it, (row, col,
+        channel) uint8.
     title
         Title of the picture.
 
@@ -214,13 +214,7 @@ def attention_query(
     places = [divmod(k, wide) for k in range(cells)]
     names = ["image"] * (cells - heads) + [f"head {n}" for n in _heads(array)]
     if pixels is not None:
-        if isinstance(pixels, xr.DataArray | xr.Dataset):
-            name = None
-            if "image" in array.coords:
-                name = str(np.atleast_1d(array["image"].values)[at])
-            rgba = one_image(pixels, at, name, limit=512)
-        else:
-            rgba = rgb_bytes(np.asarray(pixels))
+        rgba = seen(pixels, attention, at)
         parts.append(rgb_element(rgba, size=(cols, rows)))
     boxes = []
     for i, j in places:

@@ -21,8 +21,9 @@ from vitxr.plot._select import (
     variable,
 )
 from vitxr.plot._style import TEXT, holoviews, shorten, styled
+from vitxr.stimuli.framing import framed
 
-__all__ = ["one_image", "rgb_bytes", "rgb_element", "shifts", "stimuli"]
+__all__ = ["one_image", "rgb_bytes", "rgb_element", "seen", "shifts", "stimuli"]
 
 #: Pixels along the longer side of an image in a mosaic, at most.
 _TILE = 256
@@ -95,6 +96,29 @@ def one_image(stim: Any, at: int, name: str | None = None, limit: int | None = N
         pixels = np.asarray(array.transpose("row", "col", "channel").values)
     rgba = rgb_bytes(pixels)
     return rgba if limit is None or max(rgba.shape) <= limit else _resized(rgba, limit)
+
+
+def seen(pixels: Any, of: Any, at: int) -> np.ndarray:
+    """One image as the model took it, RGBA bytes.
+
+    Parameters
+    ----------
+    pixels
+        Stimuli, of which the image is read, then resized and cropped as the attribute
+        ``preprocess_settings`` of `of` says, if it has one; or the image itself, (row, col,
+        channel), as the model took it.
+    of
+        What was computed from it: an array or Dataset.
+    at
+        Position of the image in `of`.
+    """
+    if not isinstance(pixels, xr.DataArray | xr.Dataset):
+        return rgb_bytes(np.asarray(pixels))
+    name = str(np.atleast_1d(of["image"].values)[at]) if "image" in of.coords else None
+    rgba = one_image(pixels, at, name)
+    if "preprocess_settings" in of.attrs:
+        rgba = framed(rgba, of.attrs["preprocess_settings"])
+    return rgba if max(rgba.shape) <= 512 else _resized(rgba, 512)
 
 
 def _resized(rgba: np.ndarray, side: int) -> np.ndarray:

@@ -18,7 +18,7 @@ from vitxr.plot._coloring import period
 from vitxr.plot._player import PLAYER
 from vitxr.plot._select import image_positions, image_titles, neuron_maps, part_of, with_dims
 from vitxr.plot._style import VALUES, data_uri
-from vitxr.plot.images import one_image, rgb_bytes
+from vitxr.plot.images import seen
 
 __all__ = ["Movie", "movie"]
 
@@ -82,8 +82,9 @@ def movie(
         Name or position of the image.
     pixels
         Show the shifted image beside the maps: the stimuli, of which the one image is
-        read, or the image itself, (row, col, channel) uint8. The offsets are those in
-        the model's input, to which the image is stretched.
+        read, then resized and cropped as for the model if the tensor says how
+        (``preprocess_settings``); or the image itself as the model took it, (row, col,
+        channel) uint8.
     most
         Feature maps shown at most unless `feature_maps` says which. The title says how
         many of how many.
@@ -160,7 +161,7 @@ def movie(
         "periods": [period(tensor, "offset_y"), period(tensor, "offset_x")],
         "palette": _palette(),
         "codes": base64.b64encode(codes.tobytes()).decode("ascii"),
-        "image": None if pixels is None else data_uri(_pixels(pixels, tensor, at)),
+        "image": None if pixels is None else data_uri(seen(pixels, tensor, at)),
     }
     # nothing in the data may end the script that holds them
     data = json.dumps(facts).replace("<", "\\u003c")
@@ -181,10 +182,3 @@ def _palette() -> list[list[int]]:
 
     shades = matplotlib.colormaps[VALUES](np.linspace(0, 1, _NONE), bytes=True)[:, :3]
     return shades.tolist()
-
-
-def _pixels(pixels: Any, tensor: xr.DataArray, at: int) -> np.ndarray:
-    if isinstance(pixels, xr.DataArray | xr.Dataset):
-        name = str(tensor["image"].values[at]) if "image" in tensor.coords else None
-        return one_image(pixels, at, name, limit=512)
-    return rgb_bytes(np.asarray(pixels))
