@@ -325,7 +325,7 @@ def test_clusters_and_loadings_colour_the_embedding(source):
     assert painted(expected, app.source.factors()["neuron_factor"].sel(component=1))
     assert "of component 1" in view.legend.object
     assert (app.controls.clusters.visible, app.controls.component.visible) == (False, True)
-    assert app.controls.component.end == 2
+    assert app.controls.component.options == [0, 1, 2]
     for name, wrong in (("component", 3), ("clusters", 1), ("clusters", 25)):
         with pytest.raises(ValueError, match=name):
             setattr(app.state, name, wrong)
@@ -337,7 +337,7 @@ def test_a_rank_has_as_many_components(ds, stim):
     app = App(Source(ds, tree, stim))
     app.start()
     app.state.param.update(rank=3, tab="embedding", color="loading", component=2)
-    assert app.controls.component.end == 2
+    assert app.controls.component.options == [0, 1, 2]
     app.state.rank = 2
     assert app.state.component == 1
     loading = tree.vit.best(2)["neuron_factor"].sel(component=1)

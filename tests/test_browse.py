@@ -255,8 +255,7 @@ def test_points_are_coloured_by_cluster_and_by_loading(page, address, neurons, f
     page.keyboard.press("ArrowDown")
     until(lambda: query(page)["color"] == "loading", page)
     page.get_by_label("Component", exact=True).focus()
-    page.keyboard.press("ArrowUp")
-    page.keyboard.press("Enter")
+    page.keyboard.press("ArrowDown")
     until(lambda: query(page)["component"] == "1", page)
     f = vitxr.open(folder / "factors.nc")
     by_loading, key = point_colors(neurons, f["neuron_factor"].sel(component=1))
@@ -437,3 +436,26 @@ def test_the_keys_alone_reach_layer_query_and_selection(page, address, neurons):
     keys.press("Enter")
     how = {"rows": [0, 7], "cols": [0, 7]}
     until(lambda: json.loads(query(page)["select"]) == how, page)
+
+
+def test_all_that_can_be_used_has_a_name(page, address):
+    """For screen readers: what the keyboard reaches says what it is, in every tab."""
+    nameless = """() => {
+      const found = [], walk = root => { for (const e of root.querySelectorAll("*")) {
+        if (e.shadowRoot) walk(e.shadowRoot);
+        const used = e.matches("a[href], button, input, select, textarea, iframe, [tabindex]");
+        if (!used || e.tabIndex < 0 || !e.checkVisibility()) continue;
+        const by = e.getAttribute("aria-labelledby");
+        const named = e.getAttribute("aria-label") || e.title || (e.labels?.[0]?.innerText) ||
+          (by && root.getElementById(by)?.innerText) || (!e.matches("select") && e.innerText) || "";
+        if (!named.trim()) found.push(e.outerHTML.slice(0, 200));
+      }};
+      walk(document);
+      return found;
+    }"""
+    visit(page, address, "embedding", select='{"rows":[0,3]}')
+    tabs = page.locator("[role=tab]").evaluate_all("tabs => tabs.map(t => t.dataset.key)")
+    assert len(tabs) == 8
+    for tab in tabs:
+        visit(page, address, tab, select='{"rows":[0,3]}')
+        assert page.evaluate(nameless) == [], tab

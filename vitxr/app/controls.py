@@ -15,6 +15,7 @@ from vitxr.app.script import script
 from vitxr.app.selection import select
 from vitxr.app.state import COLORS
 from vitxr.app.views.base import prose
+from vitxr.errors import VitxrError
 
 if TYPE_CHECKING:
     from vitxr.app.page import App
@@ -42,27 +43,27 @@ class Controls:
         p = state.param
         names = {c: f"{k[0].upper()}{k[1:]}" for k, c in COLORS.items()}
         self.offset = prose("")
-        self.clusters = pn.widgets.IntInput.from_param(
-            p.clusters, label="Clusters (k-means)", **_STYLE
+        places = source.lattice_names
+        down, right = (
+            {str(place): i for i, place in enumerate(places.get(labels, range(size)))}
+            for labels, size in zip(("row_labels", "col_labels"), source.lattice, strict=True)
         )
-        self.component = pn.widgets.IntInput.from_param(p.component, label="Component", **_STYLE)
+        # Chosen from lists: fields for numbers have buttons, and sliders handles, without names.
+        self.clusters = _select(p.clusters, "Clusters (k-means)", _up_to(p.clusters))
+        self.component = _select(p.component, "Component", _up_to(p.component))
         self.groups: dict[str, list[Any]] = {
             "layer": [_select(p.layer, "Layer", source.layers)],
             "image": [_select(p.image, "Image", source.images)],
             "shift": [
-                pn.widgets.IntSlider.from_param(
-                    p.shift_y, label="Shift down (lattice row)", **_STYLE
-                ),
-                pn.widgets.IntSlider.from_param(
-                    p.shift_x, label="Shift right (lattice column)", **_STYLE
-                ),
+                _select(p.shift_y, "Shift down", down),
+                _select(p.shift_x, "Shift right", right),
                 self.offset,
             ],
             "feature_map": [_select(p.feature_map, "Feature map", source.feature_maps)],
             "head": [_select(p.head, "Head", p.head.objects)],
             "query": [
-                pn.widgets.IntInput.from_param(p.query_row, label="Query patch, row", **_STYLE),
-                pn.widgets.IntInput.from_param(p.query_col, label="Query patch, column", **_STYLE),
+                _select(p.query_row, "Query patch, row", _up_to(p.query_row)),
+                _select(p.query_col, "Query patch, column", _up_to(p.query_col)),
             ],
             "rank": [_select(p.rank, "Rank", source.ranks)] if source.ranks else [],
             "color": [
@@ -98,7 +99,9 @@ class Controls:
         self.offset.object = f'<p class="soft">{dy} px down, {dx} px to the right (circular)</p>'
         self.clusters.visible = s.color == "cluster"
         self.component.visible = s.color == "loading"
-        self.component.end = (s.rank or self.app.source.components or 1) - 1
+        components = list(range(s.rank or self.app.source.components or 1))
+        if components != list(self.component.options):
+            self.component.options = components
         if self._selection:
             self._refresh_selection()
 
@@ -143,8 +146,8 @@ class Controls:
             prose("<h3>Selection</h3>"),
             self.count,
             self.maps,
-            self.rows,
-            self.cols,
+            pn.Row(*self.rows, **_STYLE),
+            pn.Row(*self.cols, **_STYLE),
             self.join,
             button,
             pn.Row(invert, clear, **_STYLE),
@@ -153,10 +156,16 @@ class Controls:
         return self._selection
 
     def _by_predicate(self) -> None:
-        how: dict[str, Any] = {"rows": list(self.rows.value), "cols": list(self.cols.value)}
+        rows, cols = ([part.value for part in span] for span in (self.rows, self.cols))
+        how: dict[str, Any] = {"rows": rows, "cols": cols}
         if self.maps.value:
             how = {"feature_maps": list(self.maps.value), **how}
-        self.app.join(select(self.app.state.neurons(), how))
+        try:
+            chosen = select(self.app.state.neurons(), how)
+        except VitxrError as error:
+            self.app.tell(error)
+        else:
+            self.app.join(chosen)
 
     def _refresh_selection(self) -> None:
         s = self.app.state
@@ -187,10 +196,19 @@ class Controls:
             return BytesIO(path.read_bytes())
 
 
-def _select(parameter: Any, name: str, objects: list[Any]) -> Any:
-    return pn.widgets.Select.from_param(parameter, label=name, options=list(objects), **_STYLE)
+def _select(parameter: Any, name: str, options: list[Any] | dict[str, Any]) -> Any:
+    return pn.widgets.Select.from_param(parameter, label=name, options=options, **_STYLE)
 
 
-def _span(name: str, size: int) -> Any:
-    end = max(size - 1, 1)
-    return pn.widgets.IntRangeSlider(label=name, start=0, end=end, value=(0, size - 1), **_STYLE)
+def _up_to(parameter: Any) -> list[int]:
+    """All numbers that a parameter may be."""
+    low, high = parameter.bounds
+    return list(range(low, high + 1))
+
+
+def _span(name: str, size: int) -> list[Any]:
+    """The first and the last."""
+    return [
+        pn.widgets.Select(label=f"{name}, {end}", options=list(range(size)), value=value, **_STYLE)
+        for end, value in (("first", 0), ("last", size - 1))
+    ]

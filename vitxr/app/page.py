@@ -189,6 +189,7 @@ class App(pn.viewable.Viewer):
 
     def join(self, new: Selection) -> None:
         """Select neurons, in the way in which a new selection is to meet the old one."""
+        self.notice.visible = False  # of what was not to be selected before
         old, how = self.state.selection, self.controls.join.value
         if old is not None and how != "new":
             new = {"and": old & new, "or": old | new, "without": old & ~new}[how]
