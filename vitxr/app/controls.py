@@ -115,8 +115,8 @@ class Controls:
         self.maps = pn.widgets.MultiSelect(
             label="Feature maps (none: all)", options=maps, size=min(6, len(maps)), **_STYLE
         )
-        self.rows = _span("Patch rows", rows)
-        self.cols = _span("Patch columns", cols)
+        self.rows = _span("Rows", rows)
+        self.cols = _span("Columns", cols)
         button = pn.widgets.Button(label="Select these", **_STYLE)
         button.on_click(lambda _: self._by_predicate())
         invert = pn.widgets.Button(label="Invert", **_STYLE)
