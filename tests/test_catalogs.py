@@ -182,8 +182,19 @@ def test_an_empty_catalog_is_filled(lab):
 def test_names_that_are_not_there(lab):
     with pytest.raises(ArgumentError, match=r"has stimuli.digits, activations.digits"):
         vitxr.catalog.open("digits")
+    with pytest.raises(ArgumentError, match=r"a store's path goes to vitxr\.open"):
+        vitxr.catalog.open("run.zarr")
+    with pytest.raises(ArgumentError, match=r"first, then the catalog: open\('run', 'lab.yaml'\)"):
+        vitxr.catalog.open("lab.yaml", "run")
+    with pytest.raises(ArgumentError, match=r"open\('NAME', 'lab.yaml'\)"):
+        vitxr.catalog.open("lab.yaml")
     with pytest.raises(StoreError, match="there is no catalog"):
         vitxr.catalog.entries(lab / "none.yaml")
+    with pytest.raises(StoreError, match="is a folder; expected a catalog"):
+        vitxr.catalog.open("run", lab / "run.zarr")
+    (lab / "binary.yaml").write_bytes(b"\xff\x00")
+    with pytest.raises(StoreError, match="is no text; expected a catalog"):
+        vitxr.catalog.add(lab / "run.zarr", lab / "binary.yaml")
     (lab / "lab.yaml").write_text("sources: {a: {driver: csv, args: {urlpath: a.csv}}}")
     assert vitxr.catalog.entries(lab / "lab.yaml").loc["a", "url"] == "a.csv"
     with pytest.raises(ArgumentError, match="read by 'csv'"):

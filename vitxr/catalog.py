@@ -89,7 +89,7 @@ def open(name: str, catalog: str | Path | None = None) -> Result:  # noqa: A001
     Raises
     ------
     ArgumentError
-        If the catalog has no such entry, or it is not a Zarr store.
+        If the catalog has no such entry, it is not a Zarr store, or the catalog is given first.
     StoreError
         If the catalog or the store cannot be read.
 
@@ -99,10 +99,20 @@ def open(name: str, catalog: str | Path | None = None) -> Result:  # noqa: A001
     >>> vitxr.catalog.open("activations.digits").activation.dims[:3]
     ('image', 'shift_y', 'shift_x')
     """
+    if str(name).endswith((".yaml", ".yml")):
+        asked = "NAME" if catalog is None else str(catalog)
+        raise ArgumentError(
+            f"name={str(name)!r} is a catalog; expected the name of an entry first, then the "
+            f"catalog: open({asked!r}, {str(name)!r}). Its names: "
+            f"vitxr.catalog.entries({str(name)!r})."
+        )
     path = _file(catalog)
     rows = dict(_walk(path, "", ()))
     if name not in rows:
-        raise ArgumentError(f"name={name!r}: {str(path)!r} has {', '.join(rows) or 'no entries'}.")
+        raise ArgumentError(
+            f"name={name!r}: {str(path)!r} has {', '.join(rows) or 'no entries'}. Give one of its "
+            "names; a store's path goes to vitxr.open."
+        )
     row = rows[name]
     url = row.get("args", {}).get("urlpath")
     if row.get("driver") != "zarr" or not isinstance(url, str):
@@ -173,7 +183,7 @@ def add(
         )
     entry = _entry(location, Path(catalog), description, licence)
     path = Path(catalog).absolute()
-    text = path.read_text("utf-8") if path.exists() else "metadata:\n  version: 1\nsources:\n"
+    text = _read(path) if path.exists() else "metadata:\n  version: 1\nsources:\n"
     before = _parsed(text, path)
     sources = before["sources"] or {}
     if name in sources:
@@ -225,6 +235,14 @@ def _file(catalog: str | Path | None) -> Path:
     return Path(str(importlib.resources.files("vitxr") / "catalogs" / "intake.yaml"))
 
 
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (IsADirectoryError, UnicodeDecodeError) as error:
+        what = "a folder" if path.is_dir() else "no text"
+        raise StoreError(f"{str(path)!r} is {what}; expected a catalog, a YAML file.") from error
+
+
 def _parsed(text: str, path: Path) -> dict[str, Any]:
     import yaml
 
@@ -248,7 +266,7 @@ def _walk(path: Path, prefix: str, above: tuple[Path, ...]) -> Iterator[tuple[st
         raise StoreError(f"the catalog {str(path)!r} names itself, by way of {str(above[-1])!r}.")
     if not path.exists():
         raise StoreError(f"there is no catalog at {str(path)!r}. vitxr.catalog.add makes one.")
-    sources = _parsed(path.read_text("utf-8"), path)["sources"] or {}
+    sources = _parsed(_read(path), path)["sources"] or {}
     for name, row in sources.items():
         given = row.get("args") or {}
         args = {k: _placed(v, path.parent) for k, v in given.items()}
