@@ -353,6 +353,30 @@ def test_a_model_shows_itself_in_a_few_lines(model):
     assert repr(model).count("\n") < 15
 
 
+def test_a_model_shows_its_preprocessing():
+    import transformers
+
+    from vitxr.models import Preprocess
+
+    def line(**given):
+        return vitxr.load_model(make_vit(), **given).summary()["preprocessing"]
+
+    assert line() == "not known; preprocess='raw' only"
+    digits = vitxr.load_model("digits")
+    assert digits.summary()["preprocessing"] == "32 x 32 px (bicubic), mean 0.5, std 0.5"
+    rgb = {"mean": (0.5, 0.4, 0.5), "std": (0.2, 0.25, 0.3)}
+    told = "shorter side 40 px (lanczos), middle 32 x 48 px, mean 0.5 0.4 0.5, std 0.2 0.25 0.3"
+    own = Preprocess(resize=40, crop=(32, 48), interpolation="lanczos", **rgb)
+    theirs = transformers.ViTImageProcessorPil(
+        size={"shortest_edge": 40}, do_center_crop=True, crop_size={"height": 32, "width": 48},
+        resample=1, image_mean=rgb["mean"], image_std=rgb["std"],
+    )  # fmt: skip
+    assert line(preprocess=own) == line(preprocess=theirs) == told
+    assert line(preprocess=transformers.ViTImageProcessorPil(
+        size={"height": 32, "width": 48}, do_rescale=False, do_normalize=False,
+    )) == "32 x 48 px (bilinear), values times 1"  # fmt: skip
+
+
 def test_greyscale_models_are_refused():
     with pytest.raises(ModelError, match="images of 1 channels; expected 3"):
         vitxr.load_model(make_vit(num_channels=1))

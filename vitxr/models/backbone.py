@@ -14,7 +14,7 @@ import numpy as np
 from vitxr.errors import ArgumentError, ModelError
 from vitxr.models.calls import call
 from vitxr.models.identity import duplicate, fingerprint, hooks
-from vitxr.models.preprocess import Preprocess, output_size, prepared
+from vitxr.models.preprocess import Preprocess, described, output_size, prepared
 from vitxr.models.probe import probe
 from vitxr.models.structure import Adapter, find, told
 
@@ -233,6 +233,7 @@ class Backbone:
             "heads": f"{self.heads}",
             "prefix tokens": ", ".join(self.prefix) or "none",
             "input": f"{self.input_size[0]} x {self.input_size[1]} px",
+            "preprocessing": described(self.processor),
             "patch": f"{self.patch[0]} x {self.patch[1]} px, grid {rows} x {columns}",
             "classes": f"{len(self.classes) or 'none'}",
             "parameters": f"{sum(p.numel() for p in self.module.parameters()):,}",

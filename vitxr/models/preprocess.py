@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from vitxr.errors import ArgumentError
 from vitxr.stimuli.framing import centre_crop, resized_shape
 
-__all__ = ["Preprocess", "at_size", "output_size", "prepared"]
+__all__ = ["Preprocess", "at_size", "described", "output_size", "prepared"]
 
 _FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 
@@ -179,3 +179,39 @@ def at_size(processor: Any, size: tuple[int, int]) -> Any:
         }
     crop = {"crop_size": {"height": size[0], "width": size[1]}} if cropped else {}
     return type(processor).from_dict({**settings, "size": resize, **crop})
+
+
+def described(processor: Any) -> str:
+    """Say in one line what is done to an image, such as ``shorter side 256 px (bicubic), ...``."""
+    from PIL import Image
+
+    if processor is None:
+        return "not known; preprocess='raw' only"
+    mean: Sequence[float] = ()
+    std: Sequence[float] = ()
+    if isinstance(processor, Preprocess):
+        resize, crop, method = processor.resize, processor.crop, processor.interpolation
+        scale, mean, std = 1 / 255, processor.mean, processor.std
+    else:
+        known = processor.to_dict()
+        size = {key: side for key, side in dict(known.get("size") or {}).items() if side}
+        resize = size.get("shortest_edge") or tuple(size.values())
+        resize = resize if known.get("do_resize") else None
+        crop = tuple(known["crop_size"].values()) if known.get("do_center_crop") else None
+        method = Image.Resampling(int(known["resample"])).name.lower() if resize else ""
+        scale = known["rescale_factor"] if known.get("do_rescale") else 1
+        if known.get("do_normalize"):
+            mean, std = known["image_mean"], known["image_std"]
+    parts = []
+    if resize:
+        to = f"shorter side {resize}" if isinstance(resize, int) else " x ".join(map(str, resize))
+        parts.append(f"{to} px ({method})")
+    if crop:
+        parts.append(f"middle {crop[0]} x {crop[1]} px")
+    if abs(255 * scale - 1) > 1e-6:
+        parts.append(f"values times {scale:.4g}")
+    for name, three in (("mean", mean), ("std", std)):
+        if three:
+            values = [f"{value:.4g}" for value in three]
+            parts.append(f"{name} {' '.join(values[:1] if len(set(values)) == 1 else values)}")
+    return ", ".join(parts) or "0..1"
