@@ -36,7 +36,7 @@ parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 3, 4, 6, 8])
 parser.add_argument("--output", type=Path, default=Path("choosing_rank"))
 # A kernel has arguments of its own.
 args = parser.parse_args([] if hasattr(builtins, "__IPYTHON__") else None)
-args.output.mkdir(exist_ok=True)
+args.output.mkdir(parents=True, exist_ok=True)
 
 hv.extension("matplotlib", logo=False)
 

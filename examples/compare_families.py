@@ -1,4 +1,4 @@
-"""One set of images across three families of Vision Transformers, one store each.
+r"""One set of images across three families of Vision Transformers, one store each.
 
     python examples/compare_families.py          # three small models made here, no network
     python examples/compare_families.py photos/ google/vit-base-patch16-224 \
@@ -49,7 +49,7 @@ def main() -> None:
         print(f"{name}: {rows} x {columns} patches, prefix {', '.join(model.prefix) or 'none'}")
         distances[Path(str(name)).name] = pdist(mean_of_maps(ds), "correlation")
     print(xr.DataArray(
-        np.corrcoef(list(distances.values())),
+        np.atleast_2d(np.corrcoef(list(distances.values()))),
         dims=("model", "other"),
         coords={"model": list(distances), "other": list(distances)},
         name="similarity",

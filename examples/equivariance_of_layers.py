@@ -35,7 +35,7 @@ parser.add_argument("--step", type=int, default=2, help="pixels between shifts")
 parser.add_argument("--output", type=Path, default=Path("equivariance"))
 # A kernel has arguments of its own.
 args = parser.parse_args([] if hasattr(builtins, "__IPYTHON__") else None)
-args.output.mkdir(exist_ok=True)
+args.output.mkdir(parents=True, exist_ok=True)
 
 hv.extension("matplotlib", logo=False)
 
@@ -74,11 +74,10 @@ embedded = stores[first].vit.equivariance("embedding").compute()
 float(embedded.phase_error.sel(phase_y=0, phase_x=0).median())
 
 # %% [markdown]
-# Where on the grid it fails, in the last block: the mean over feature maps.
+# Where on the grid it fails, in the last block: the median over feature maps.
 
 # %%
-last = found[first].isel(layer=-1)
-vitxr.plot.error_map(last.isel(feature_map=slice(12)))
+vitxr.plot.error_map(found[first].isel(layer=-1))
 
 # %% [markdown]
 # How it depends on the phase of the shift within a patch.

@@ -14,8 +14,8 @@
 # On images and a model of your own:
 #
 # ```sh
-# python examples/exploring_the_manifold.py --images photos/ --layer 11 --step 16 --neurons 5000 \
-#     --rank 20 --model google/vit-base-patch16-224
+# python examples/exploring_the_manifold.py --images photos/ --model google/vit-base-patch16-224 \
+#     --layer 11 --step 16 --maps 20 --rank 20
 # ```
 
 # %%
@@ -32,19 +32,19 @@ parser.add_argument("--images", help="folder with one subfolder for each class")
 parser.add_argument("--model", default="digits", help="name or folder of a model")
 parser.add_argument("--layer", type=int, default=2)
 parser.add_argument("--step", type=int, default=4, help="pixels between shifts")
-parser.add_argument("--maps", type=int, default=8, help="feature maps drawn")
+parser.add_argument("--maps", type=int, default=8, help="feature maps, the most active")
 parser.add_argument("--rank", type=int, default=8)
 parser.add_argument("--output", type=Path, default=Path("manifold"))
 # A kernel has arguments of its own.
 args = parser.parse_args([] if hasattr(builtins, "__IPYTHON__") else None)
-args.output.mkdir(exist_ok=True)
+args.output.mkdir(parents=True, exist_ok=True)
 
 hv.extension("matplotlib", logo=False)
 
 # %% [markdown]
 # ## Neurons
 #
-# Feature maps are drawn in proportion to their activity, all their neurons with them.
+# All neurons of the feature maps that are most active over all images and shifts.
 
 # %%
 stim = vitxr.open_images(args.images) if args.images else vitxr.datasets.digits(per_class=2)

@@ -12,6 +12,7 @@ pytest.importorskip("torch")
 pytest.importorskip("holoviews")
 
 import literal
+from PIL import Image
 
 import vitxr
 
@@ -24,6 +25,18 @@ def run(args, folder):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_commands_that_are_shown_have_their_arguments():
+    scripts = {path.name: path.read_text("utf-8") for path in (ROOT / "examples").glob("*.py")}
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    shown = [*scripts.values(), *(page.read_text("utf-8") for page in pages)]
+    text = re.sub(r"\\\n#? *", "", "\n".join(shown))
+    commands = re.findall(r"python examples/(\S+)(.*)", text)
+    assert {name for name, _ in commands} == set(scripts)
+    for name, line in commands:
+        known = re.findall(r'add_argument\(\s*"(--[\w-]+)"', scripts[name])
+        assert set(re.findall(r"--[\w-]+", line.partition("#")[0])) <= set(known), (name, line)
 
 
 def test_the_readmes_script(tmp_path):
@@ -43,7 +56,8 @@ def test_the_main_job(tmp_path):
 
 
 def test_the_notebook_again(tmp_path):
-    run([ROOT / "examples" / "notebook.py", "--step", "8"], tmp_path)
+    out = run([ROOT / "examples" / "notebook.py", "--step", "8"], tmp_path)
+    assert "6400 values, largest difference" in out
     ds = vitxr.open(tmp_path / "notebook" / "activations.zarr")
     digits = vitxr.datasets.digits(per_class=5)
     model = vitxr.load_model("digits")
@@ -68,6 +82,17 @@ def test_three_families(tmp_path):
     assert "prefix class, register_0, register_1, register_2, register_3" in out
     assert "prefix none" in out
     assert out.count("1.00") == 3
+
+
+def test_one_model_alone(tmp_path):
+    digits = vitxr.datasets.digits(per_class=1)
+    for label, pixels in zip(digits.label.values, digits.pixels.values, strict=True):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        Image.fromarray(pixels).save(tmp_path / "photos" / label / "a.png")
+    script = ROOT / "examples" / "compare_families.py"
+    out = run([script, "photos", "digits", "--shifts", "2", "--output", "a/b"], tmp_path)
+    assert out.count("1.0") == 1
+    assert (tmp_path / "a" / "b" / "digits.zarr" / "zarr.json").exists()
 
 
 def test_choosing_the_rank(tmp_path):
