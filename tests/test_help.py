@@ -45,6 +45,7 @@ def test_a_page_of_help(name, capsys, monkeypatch):
     assert purpose.endswith(".")
     assert len(purpose) > 100
     assert max(map(len, text.splitlines())) <= 80
+    assert re.search(r"\(default: *(\)|None|False)", text) is None
     assert shown.startswith("examples:\n")
     lines = typed(shown)
     assert len(lines) >= 2
