@@ -12,12 +12,26 @@ pytest.importorskip("torch")
 pytest.importorskip("holoviews")
 
 import vitxr
-from vitxr import accessor, analysis, errors, factor, models, names, plot, stimuli
+from vitxr import (
+    accessor,
+    analysis,
+    catalog,
+    errors,
+    factor,
+    matlab,
+    models,
+    names,
+    plot,
+    report,
+    stimuli,
+    tensors,
+)
+from vitxr.stimuli import datasets
 
 ROOT = Path(__file__).parent.parent
 API = (ROOT / "docs" / "api" / "index.md").read_text("utf-8")
 #: Listed under another name, or no object with a page.
-ELSEWHERE = {"__version__", "datasets", "plot", "errors", "names", "METHODS"}
+ELSEWHERE = {"__version__", "datasets", "plot", "errors", "names", "METHODS", "report.RESULTS"}
 
 
 def entries(module):
@@ -33,9 +47,9 @@ def public():
         for name in room.__all__:
             if not inspect.ismodule(getattr(room, name)):
                 yield listed, name
-    for room in (stimuli, models):
+    for room in (catalog, datasets, matlab, models, report, stimuli, tensors):
         for name in room.__all__:
-            if name not in vitxr.__all__:
+            if name not in vitxr.__all__ or room is catalog:
                 yield "vitxr", f"{room.__name__.removeprefix('vitxr.')}.{name}"
     for name in errors.__all__:
         yield "vitxr", f"errors.{name}"

@@ -12,7 +12,7 @@ from vitxr.errors import ArgumentError, DataError
 from vitxr.extract.ranking import rank_channels
 from vitxr.names import NEURON, SHIFT, VARIABLES, provenance, unit_dims, unwritten
 
-__all__ = ["activity", "maps_of", "neuron_matrix", "neuron_tensor", "whose"]
+__all__ = ["activity", "neuron_matrix", "neuron_tensor"]
 
 Ranking = Literal["first_frame", "mean"]
 FeatureMaps = int | Sequence[int] | None

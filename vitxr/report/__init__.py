@@ -49,7 +49,9 @@ def write_report(
     folder
         Folder for ``report.html`` and ``figures/*.png, *.pdf``; made if need be.
     results
-        A mapping with any of the keys of :data:`RESULTS`; see there.
+        A mapping with any of the keys ``stimuli``, ``activations``, ``detail``, ``tensors``,
+        ``matrices``, ``ensembles``, ``ensembles_2d``, ``factors``, ``embeddings``;
+        ``vitxr.report.RESULTS`` says what each is.
     title
         Title of the page.
     command
@@ -67,6 +69,14 @@ def write_report(
     ArgumentError
         If ``results`` is empty or has a key that no section knows. Nothing is
         written before every picture is drawn.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import vitxr
+    >>> results = {"stimuli": vitxr.datasets.digits(per_class=1)}
+    >>> vitxr.report.write_report(tempfile.mkdtemp(), results, progress=False).name
+    'report.html'
     """
     unknown = [str(k) for k in results if k not in RESULTS]
     if unknown or not results:
