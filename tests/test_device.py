@@ -214,7 +214,7 @@ def test_products_in_full_and_settings_as_they_were(set_to, monkeypatch):
     finally:
         torch.set_float32_matmul_precision("highest")
     assert set(seen) == {("highest", False), (False, torch.float32)}
-    same(found, here, rtol=1e-5, factors=1e-3)
+    same(found, here, rtol=3e-5, factors=1e-3)  # float32, summed in another order
 
 
 def test_interrupted_models_are_told_from_finished_ones():
