@@ -1,5 +1,7 @@
 """Local dimension, activity-weighted sampling, spatial order and clusters."""
 
+from types import SimpleNamespace
+
 import dask
 import numpy as np
 import pandas as pd
@@ -64,10 +66,13 @@ def test_planted_dimension(d):
     assert found.local_dimension.std() == pytest.approx(d / np.sqrt(k - 3), rel=0.15)
 
 
-def test_dimension_is_the_literal_one():
+@pytest.mark.parametrize("block", [4_000_000, 100])
+def test_dimension_is_the_literal_one(block, monkeypatch):
+    monkeypatch.setattr("vitxr.analysis.rows._BLOCK", block)
     rows = np.random.default_rng(0).random((60, 3))
     k = 7
     found = local_dimension(factors(rows), k)
+    assert found.attrs["n_neighbors"] == k
     sums, ratios = [], []
     for x in rows:
         t = sorted(np.linalg.norm(rows - x, axis=1))[1 : k + 1]
@@ -83,7 +88,9 @@ def test_dimension_is_the_literal_one():
 
 def test_dimension_of_dead_and_repeated_rows():
     rows = np.random.default_rng(0).random((60, 3)) + 1
+    rows[8, 1] = 0  # which does not make it a dead row
     plain = local_dimension(factors(rows), 7)
+    assert np.isfinite(plain.local_dimension).all()
     more = local_dimension(factors(np.concatenate([rows, rows[:5], np.zeros((4, 3))])), 7)
     np.testing.assert_allclose(more.local_dimension[:60], plain.local_dimension)
     np.testing.assert_allclose(more.local_dimension[60:65], plain.local_dimension[:5])
@@ -93,6 +100,9 @@ def test_dimension_of_dead_and_repeated_rows():
     assert more.tag.values.tolist() == list(range(69))
     e = embed(factors(rows), 3)
     np.testing.assert_allclose(local_dimension(e, 7).local_dimension, plain.local_dimension)
+    e.score[4, 1] = np.nan
+    some = local_dimension(factors(np.delete(rows, 4, 0)), 7).local_dimension
+    np.testing.assert_allclose(local_dimension(e, 7).local_dimension, np.insert(some, 4, np.nan))
     with pytest.raises(ArgumentError, match="n_neighbors is 2"):
         local_dimension(factors(rows), 2)
     with pytest.raises(DataError, match="60 rows of 'neuron' are points; 60 neighbours need more"):
@@ -122,6 +132,35 @@ def test_first_draws_have_the_stated_chances():
     kept = chance > 0
     assert second[~kept].sum() == 0
     assert chisquare(second[kept], chance[kept] * second.sum()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("feature_maps", [None, 2, 4])
+def test_maps_are_drawn_by_the_mean_of_their_neurons(feature_maps):
+    """Maps of unlike sizes, silent neurons in them, one silent map."""
+    high = np.array([4.0, 3, 1, 0, 0, 2, 2, 0, 9, 0, 0])
+    of = np.array([3, 1, 1, 1, 1, 0, 0, 2, 4, 4, 4])
+    activity = np.array([2.0, 1, 0, 4, 3])
+    name = np.array([2, 3, 5, 7, 11])[of]
+    values = np.stack([high / 2, high, 0 * high], 1)
+    t = xr.DataArray(values, dims=("neuron", "image"))
+    t = t.assign_coords(feature_map=("neuron", name), number=("neuron", np.arange(11)))
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        chosen = activity
+        if feature_maps:  # exponential clocks with these rates (Efraimidis and Spirakis 2006)
+            with np.errstate(divide="ignore"):
+                first = np.argsort(rng.exponential(size=5) / activity)[:feature_maps]
+            chosen = np.where(np.isin(np.arange(5), first), activity, 0)
+        expected = sorted(draw(rng, high, of, chosen, 2))
+        s = sample_neurons(t, 2, feature_maps, seed)
+        assert s.number.values.tolist() == expected
+        assert s.attrs["sampling"].endswith(f"by activity, seed {seed}")
+
+
+def test_a_map_of_no_weight_is_not_drawn_by_a_chance_of_zero():
+    rng = SimpleNamespace(random=lambda: 0.0, exponential=np.random.default_rng(0).exponential)
+    drawn = draw(rng, np.array([0.0, 1.0]), np.array([0, 1]), np.array([0.0, 1.0]), 1)
+    assert drawn.tolist() == [1]
 
 
 @settings(max_examples=25)
@@ -243,6 +282,7 @@ def test_shuffles_are_shuffles_of_neurons():
         p = rng.permutation(12)
         expected = spearmanr(pdist(grid_score(3, 4)), pdist(e.score.values[p])).statistic
         assert s.shuffled_spatial_order[0, i] == pytest.approx(expected)
+    assert s.attrs["random_state"] == 8
 
 
 def test_shuffles_that_are_as_well_ordered_count():
@@ -335,6 +375,7 @@ def test_accessor():
     xr.testing.assert_identical(e.vit.project(f), project(e, f))
     xr.testing.assert_identical(f.vit.local_dimension(5), local_dimension(f, 5))
     xr.testing.assert_identical(e.vit.spatial_order(9, 2), spatial_order(e, 9, 2))
+    assert e.vit.spatial_order(9, 2).attrs["method"] == "diffusion"
     xr.testing.assert_identical(e.vit.cluster(3, random_state=1), cluster(e, 3, random_state=1))
     with pytest.raises(AttributeError, match="method of a neuron tensor"):
         f.vit.sample_neurons(3)
