@@ -85,6 +85,8 @@ def test_labels_are_kept():
 def test_other_dimensions_and_tucker():
     e = embed(factors(), 2, dim="image")
     assert e.score.dims == ("image", "pc")
+    assert e.attrs["dim"] == "image"
+    xr.testing.assert_allclose(e.vit.project(factors()).score, e.score)
     assert e.image.values.tolist() == list("uvwxyz")
     t = xr.DataArray(np.random.default_rng(0).random((8, 5)), dims=("neuron", "image"))
     tucker = embed(factorize(t, 3, "tucker", max_iter=5))

@@ -81,6 +81,8 @@ def test_sparse_spectrum_equals_dense(monkeypatch):
     sparse = manifold.diffusion_maps(rows, 5, 30, 7, 1.0)
     np.testing.assert_allclose(sparse.eigenvalue, dense.eigenvalue)
     np.testing.assert_allclose(sparse.eigenvector, dense.eigenvector, atol=1e-7)
+    every = manifold.diffusion_maps(rows[:20], 19, 19, 3, 1.0)  # more than a sparse method finds
+    np.testing.assert_allclose(every.eigenvalue, literal(rows[:20], 19, 3, 1.0)[0])
 
 
 def test_axes_without_an_eigenvalue_above_zero_are_refused():
@@ -147,8 +149,11 @@ def test_diffusion_knows_distances_only(n, axes, size, seed):
 
 def test_pieces_are_told():
     rows = np.concatenate([ring(40)[0], ring(40)[0] + 50])
-    with pytest.warns(RuntimeWarning, match="10 neighbours falls into 2 pieces: the first 1 axes"):
+    with pytest.warns(
+        RuntimeWarning, match="10 neighbours falls into 2 pieces: the first 1 axes"
+    ) as told:
         e = embed(factors(rows), 2, "diffusion", n_neighbors=10)
+    assert told[0].filename == __file__
     assert e.eigenvalue[0] == pytest.approx(1)
     assert np.ptp(e.score[:40, 0].values) < 1e-6 < abs(e.score[0, 0] - e.score[50, 0])
 
@@ -156,6 +161,7 @@ def test_pieces_are_told():
 def test_duplicates_and_dead_rows():
     rows, _ = ring(60)
     rows = np.concatenate([rows, rows[:9], rows[:1], np.zeros((3, 5))])
+    middle = np.r_[:20, 72, 20:72]  # a dead row in the middle
     label = ("neuron", np.arange(len(rows)))
     for method, options in {
         "diffusion": {},
@@ -174,6 +180,12 @@ def test_duplicates_and_dead_rows():
             np.testing.assert_allclose(e.score[:-3], alone.score)
             once = embed(factors(rows[:60]), 2, method)
             np.testing.assert_allclose(e.bandwidth[:60], once.bandwidth)
+            other = embed(factors(rows[middle]), 2, method)
+            np.testing.assert_allclose(other.score, e.score[middle])
+            np.testing.assert_allclose(other.bandwidth, e.bandwidth[middle])
+            assert json.loads(e.attrs["options"]) == {
+                "n_neighbors": 64, "scale_neighbor": 7, "alpha": 1, "time": 1,
+            }  # fmt: skip
     assert np.isfinite(embed(factors(rows), 2).score).all()  # PCA takes zero rows as rows
 
 
@@ -187,6 +199,11 @@ def test_duplicates_and_dead_rows():
                 n_components=2, affinity="nearest_neighbors", random_state=3, **o
             ),
             {"n_neighbors": 9},
+        ),
+        (
+            "spectral",
+            lambda **o: sklearn.manifold.SpectralEmbedding(n_components=2, random_state=3, **o),
+            {"affinity": "rbf", "gamma": 0.5},
         ),
         (
             "tsne",
@@ -205,6 +222,7 @@ def test_the_librarys_methods(method, make, options):
     assert e.pc.values.tolist() == [1, 2]
     assert ("explained_variance" in e, e.attrs["method"]) == (False, method)
     assert options.items() <= json.loads(e.attrs["options"]).items()
+    assert json.loads(e.attrs["options"]).get("random_state") == (None if method == "isomap" else 3)
     assert "scikit-learn" in json.loads(e.attrs["versions"])
 
 
@@ -233,19 +251,23 @@ def test_umap_is_umap_learns():
 
 def test_project_gives_back_what_is_there():
     rows = ring(60)[0] + 0.3
-    rows = np.concatenate([rows, np.zeros((1, 5))])
-    f = factors(rows, tag=("neuron", np.arange(61)))
+    rows[3, 1] = 0  # which does not make it a dead row
+    f = factors(np.insert(rows, 7, 0, axis=0), tag=("neuron", np.arange(61)))
+    f.attrs["model"] = "one"
+    new = f.isel(neuron=slice(None, None, -1)).assign_attrs(model="other")
     for method, options in {
         "pca": {},
         "diffusion": {"n_neighbors": 100, "alpha": 0.5, "time": 2.0},
         "isomap": {"n_neighbors": 6},
     }.items():
         e = embed(f, 3, method, **options)
-        p = validate(project(e, f))
-        np.testing.assert_allclose(p.score, e.score, atol=1e-7)
-        assert np.isnan(p.score[-1]).all() == (method != "pca")
-        np.testing.assert_array_equal(p.tag, f.tag)
+        p = validate(project(e, new))
+        np.testing.assert_allclose(p.score[::-1], e.score, atol=1e-7)
+        assert np.isnan(p.score[53]).all() == (method != "pca")
+        assert np.isfinite(p.score).all("pc").sum() == 60 + (method == "pca")
+        np.testing.assert_array_equal(p.tag, new.tag)
         assert p.pc.values.tolist() == [1, 2, 3]
+        assert (p.attrs["method"], p.attrs["model"]) == (method, "other")
 
 
 @pytest.mark.parametrize("n_neighbors", [200, 20])
@@ -316,7 +338,7 @@ def test_project_refuses():
             ArgumentError,
             "no argument 'beta' for method='diffusion'; expected .*random_state, n_neighbors, s",
         ),
-        ({"alpha": 2}, ArgumentError, "alpha=2: expected a number of 0 or more, at most 1"),
+        ({"alpha": 1.1}, ArgumentError, r"alpha=1.1: expected a number of 0 or more, at most 1\."),
         ({"time": -1}, ArgumentError, "time=-1"),
         ({"time": np.inf}, ArgumentError, "time=inf"),
         ({"n_neighbors": 0}, ArgumentError, "n_neighbors is 0"),
@@ -345,3 +367,5 @@ def test_too_few_rows_that_differ():
         embed(factors(rows), 2, "diffusion")
     with pytest.raises(DataError, match="3 rows, of which 2 are all zero"):
         embed(factors([[1.0, 2.0], [0, 0], [0, 0]]), 1, "isomap")
+    with pytest.raises(DataError, match="rows of neuron_factor are all the same"):
+        embed(factors([[1.0, 2.0], [0, 0], [1, 2]]), 1, "isomap")
