@@ -5,6 +5,7 @@ import pytest
 import torch
 import transformers
 from conftest import make_vit
+from scipy.spatial.distance import cdist
 
 import vitxr
 from vitxr.analysis import patch_filters, position_similarity
@@ -23,6 +24,7 @@ def test_filters_make_the_patch_embedding():
     f = patch_filters(vitxr.load_model(module))
     validate(f.to_dataset())
     assert f.dims == ("feature_map", "row", "col", "channel")
+    assert f.channel.values.tolist() == list("RGB")
     frame = torch.rand(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
     conv = module.vit.embeddings.patch_embeddings.projection
     with torch.no_grad():
@@ -59,21 +61,43 @@ def test_positions_are_the_parameters(family):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
 
 
+def test_positions_are_interpolated_as_the_model_does():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = transformers.Dinov2Model(transformers.Dinov2Config(**SMALL))
+    added = position_embeddings(vitxr.load_model(module, input_size=(48, 40)))
+    with torch.no_grad():
+        expected = module.embeddings.interpolate_pos_encoding(torch.zeros(1, 31, 48), 48, 40)
+    np.testing.assert_allclose(added.reshape(48, 30).T, expected[0, 1:], atol=1e-6)
+
+
 def test_similarity_is_the_cosine():
     module = make_vit(patch_size=(8, 16))
-    s = position_similarity(vitxr.load_model(module))
+    with torch.no_grad():
+        module.vit.embeddings.position_embeddings[0, 1 + 3 + 2] = 0
+    model = vitxr.load_model(module)
+    s = position_similarity(model)
     validate(s.to_dataset())
-    p = module.vit.embeddings.position_embeddings[0, 1:].detach().numpy().reshape(4, 3, 48)
-    a, b = p[2, 1], p[0, 2]
-    cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
-    assert s.sel(patch_row=2, patch_col=1, other_row=0, other_col=2) == pytest.approx(cosine, 1e-4)
-    assert s.sel(patch_row=3, patch_col=0, other_row=3, other_col=0) == pytest.approx(1)
+    assert s.dtype == float
+    for name in ("name", "revision", "fingerprint"):
+        key = "model" if name == "name" else f"model_{name}"
+        assert s.attrs[key] == getattr(model, name)
+    p = module.vit.embeddings.position_embeddings[0, 1:].detach().numpy()
+    cosine = 1 - cdist(p, p, "cosine").reshape(4, 3, 4, 3)
+    assert np.isnan(cosine).sum() == 23  # of the patch to which zeros are added
+    np.testing.assert_allclose(s, cosine, atol=1e-5)
 
 
 def test_no_absolute_positions_are_refused():
     beit = transformers.BeitModel(transformers.BeitConfig(**SMALL))
     with pytest.raises(ModelError, match="no absolute position embedding"):
         position_similarity(vitxr.load_model(beit))
+    clip = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**SMALL))
+    positions = FAMILIES["CLIP"][2]
+    with torch.no_grad():  # what its norm before the first block changes differs between images
+        positions(clip.embeddings).zero_()
+    with pytest.raises(ModelError, match="no absolute position embedding"):
+        position_similarity(vitxr.load_model(clip))
     with pytest.raises(ArgumentError, match="is a BeitModel; expected"):
         position_similarity(beit)
 
@@ -82,4 +106,8 @@ def test_two_projections_are_refused():
     module = make_vit()
     module.other = torch.nn.Conv2d(3, 5, 8, 8)
     with pytest.raises(ModelError, match=r"one patch \(8 x 8 px\), found \['vit.*'other'\]"):
+        patch_filters(vitxr.load_model(module))
+    module = make_vit()
+    module.vit.embeddings.patch_embeddings.projection = torch.nn.Conv2d(3, 48, 4, 8)
+    with pytest.raises(ModelError, match="found none; its patch embedding has no filters"):
         patch_filters(vitxr.load_model(module))
