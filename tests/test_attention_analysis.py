@@ -134,6 +134,22 @@ def test_rollout_is_the_published_recursion(att, theirs, fusion, residual):
         np.testing.assert_allclose(row, expected[token, 1:].reshape(GRID), atol=2e-6)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "out", "rtol"),
+    [("float16", "float32", 1e-5), ("float32", "float32", 1e-5), ("float64", "float64", 1e-12)],
+)
+def test_rollout_in_half_and_in_double_precision(dtype, out, rtol):
+    weights = softmax(0, (3, 2, 7, 7)).astype(dtype)
+    expected = literal_rollout(weights.astype(float), "max", 0.3)
+    whole = attention_rollout(synthetic(weights), None, "max", 0.3)
+    row = attention_rollout(synthetic(weights), (1, 2), "max", 0.3)
+    np.testing.assert_allclose(whole, expected, rtol=rtol)
+    np.testing.assert_allclose(row, expected[6, 1:].reshape(2, 3), rtol=rtol)
+    assert whole.dtype == row.dtype == out
+    assert [row.attrs[k] for k in ("query", "fusion", "residual")] == [[1, 2], "max", 0.3]
+    assert whole.attrs["query"] == "all"
+
+
 def test_rollout_of_some_layers(att, theirs):
     some = attention_rollout(att.isel(layer=[1, 2]), None)
     np.testing.assert_allclose(one(some), literal_rollout(theirs[1:], "mean", 0.5), atol=2e-6)
@@ -265,7 +281,10 @@ def test_nan_is_in_all_that_it_is_part_of():
     ]
     lost = ~mass_mask(m).any(("patch_row", "patch_col"))
     assert lost.values.ravel().tolist() == [False] * 3 + [True, False, False]
-    assert np.isnan(attention_rollout(ds.isel(layer=[1]), None)).any()
+    for fusion in ("mean", "max", "min"):
+        lost = np.isnan(attention_rollout(ds, None, fusion))
+        assert lost.any("key").values.tolist() == lost.all("key").values.tolist()
+        assert np.flatnonzero(lost.any("key")).tolist() == [4]
 
 
 def test_entropy_is_scipys(att, theirs):
