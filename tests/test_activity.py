@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import vitxr
 from vitxr.analysis.activity import selectivity, sparseness
 from vitxr.errors import ArgumentError, DataError
-from vitxr.names import LATTICE, validate
+from vitxr.names import LATTICE, VARIABLES, validate
 from vitxr.stimuli.shifts import ShiftGrid
 
 LABELS = ["b", "a", "b", "c", "a", "c", "b"]
@@ -138,6 +138,8 @@ def test_floors_are_of_shuffled_labels():
         floor = np.quantile([s[name] for s in shuffled], 0.95, axis=0, method="weibull")
         np.testing.assert_allclose(t[f"{name}_floor"], floor)
     xr.testing.assert_identical(t, ds.vit.map_table(shuffles=30, random_state=4))
+    assert [t.attrs[k] for k in ("images", "shuffles", "random_state")] == [7, 30, 4]
+    assert {k: v.attrs for k, v in t.items()} == {k: VARIABLES[k].attrs for k in t}
 
 
 def test_noise_stays_below_its_floor():
@@ -351,3 +353,4 @@ def test_any_variable_on_the_patch_grid():
         (more.vit.population_sparseness("mlp_hidden"), same.vit.population_sparseness()),
     ):
         np.testing.assert_allclose(a, b)
+        assert (a.attrs["variable"], b.attrs["variable"]) == ("mlp_hidden", "activation")

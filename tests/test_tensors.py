@@ -146,6 +146,16 @@ def test_means_are_accumulated_in_float64():
     assert mean == np.float32(x.astype(np.float64).mean())
 
 
+@pytest.mark.parametrize("rectify", [True, False])
+def test_activity_is_the_mean_over_patches(ds, rectify):
+    x = ds["activation"].values
+    a = ds.vit.activity(rectify)
+    mean = (np.maximum(x, 0) if rectify else x).mean((-2, -1), dtype=float)
+    np.testing.assert_array_equal(a, mean.astype(x.dtype))
+    assert a.dtype == x.dtype
+    assert a.attrs["long_name"].startswith("mean over patches of the rectified ") == rectify
+
+
 def test_scalars_come_back_as_dims(ds):
     whole = ds.vit.neuron_tensor(layer=1, feature_maps=[3, 5]).isel(shift=[0])
     part = ds.sel(layer=1).isel(shift_y=0, shift_x=0).vit.neuron_tensor(1, feature_maps=[3, 5])
