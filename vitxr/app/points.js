@@ -202,7 +202,7 @@ export function render({ model, el }) {
     if (!camera) return;
     const { width, height } = over, less = Math.min(width, height);
     const ratio = width / (stage.clientWidth || 1);
-    pen.clearRect(0, 0, width, height);
+    over.width = width;  // clears it: after clearRect alone Chromium may still show what was there
     const shown = path || (same(drawn.camera, camera.rows(axes)) ? drawn.polygon : []);
     if (shown.length < 2) return;
     pen.beginPath();
@@ -230,21 +230,23 @@ export function render({ model, el }) {
     const span = Math.max(...high.map((v, a) => v - low[a] || 0)) || 1;
     camera = new Camera(middle, 1.8 / span);
     if (axes === 3) camera.rotate(0.6, 0.4);
+    drawn = { polygon: [], camera: [] };
     restore();
     gl.bindBuffer(gl.ARRAY_BUFFER, null);
     upload("place", places, 3, gl.FLOAT, false);
     recolor(); remask(); describe();
   }
   function restore() {
-    // A lasso that was not drawn here: from the address, or taken back.
-    drawn = { polygon: model.polygon, camera: model.polygon_camera };
-    if (drawn.camera.length === 2 && drawn.camera[0].length === axes + 1) camera.take(drawn.camera);
+    // A lasso that was not drawn here, as from the address, is seen through its own camera.
+    const [polygon, rows] = model.outline.length ? model.outline : [[], []];
+    const known = same(polygon, drawn.polygon);
+    drawn = { polygon, camera: rows };
+    if (!known && rows.length === 2 && rows[0].length === axes + 1) camera.take(rows);
     later();
   }
   function recolor() { upload("color", new Uint8Array(model.colors), 3, gl.UNSIGNED_BYTE, true); later(); }
   function remask() {
-    // Selected in another way than by a lasso drawn here: that lasso is no more.
-    if (!started) drawn = { polygon: model.polygon, camera: model.polygon_camera };
+    restore(); // selected in another way than by a lasso drawn here: that lasso is no more
     show(unpacked(model.mask, n));
     root.dataset.served = model.serial;
     if (started) requestAnimationFrame(() => requestAnimationFrame(() => {
@@ -343,7 +345,7 @@ export function render({ model, el }) {
   model.on("serial", remask);
   model.on("dark", later);
   model.on("label", describe);
-  model.on("polygon", restore);
+  model.on("outline", restore);
   const watch = new ResizeObserver(later);
   watch.observe(stage);
   model.on("remove", () => { watch.disconnect(); gl.getExtension("WEBGL_lose_context")?.loseContext(); });

@@ -25,8 +25,7 @@ class Points(pn.custom.JSComponent):
     mask = param.Bytes(b"", doc="Bits of the mask, the first neuron in the lowest.")
     serial = param.Integer(0, doc="Number of the mask: it changes after the mask has.")
     axes = param.Integer(2, bounds=(2, 3), doc="Axes that are shown.")
-    polygon = param.List([], doc="The lasso that is selected, or none.")
-    polygon_camera = param.List([], doc="The camera it was drawn through.")
+    outline = param.List([], doc="Polygon and camera of the lasso that is selected, or nothing.")
     label = param.String("Embedding", doc="What is shown, for screen readers.")
     dark = param.Boolean(False)
 

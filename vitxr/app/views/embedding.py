@@ -35,6 +35,7 @@ class Embedding(Linked):
         self.make_parts()
         self.points = Points(height=560, sizing_mode="stretch_width")
         self.points.lassoed = self._lasso
+        self._drawn: list[Any] = []
         self.legend = prose("")
         left = pn.Column(self.points, self.legend, sizing_mode="stretch_width")
         right = pn.Column(self.patches, self.shifts, sizing_mode="stretch_width")
@@ -50,9 +51,13 @@ class Embedding(Linked):
         try:
             chosen = select(self.state.neurons(), how)
         except VitxrError as error:
+            self.points.show(self._mask)
             self.app.tell(error)
-        else:
-            self.app.join(chosen)
+            return
+        # It stays in sight, joined with others or not, until something else is selected.
+        self._drawn = [data["polygon"], data["camera"]]
+        self.app.join(chosen)
+        self._drawn = []
 
     @property
     def _mask(self) -> np.ndarray:
@@ -67,11 +72,8 @@ class Embedding(Linked):
         e = s.neurons()
         if changed & {"axes", "rank"}:
             how = s.selection.how if s.selection is not None else {}
-            known = how.get("polygon"), how.get("camera", [])
-            fits = bool(known[0]) and len(known[1][0]) == s.axes + 1
-            self.points.param.update(
-                polygon=known[0] if fits else [], polygon_camera=known[1] if fits else []
-            )
+            fits = "polygon" in how and len(how["camera"][0]) == s.axes + 1
+            self.points.outline = [how["polygon"], how["camera"]] if fits else []
             axes = e["score"].transpose("neuron", "pc").values[:, : s.axes].astype(np.float32)
             self.points.place(axes)
             share = ""
@@ -83,7 +85,7 @@ class Embedding(Linked):
                 f"{self.source.factor_layer} over {s.axes} principal axes{share}"
             )
         elif "selection" in changed:
-            self.points.param.update(polygon=[], polygon_camera=[])  # the address's is no more
+            self.points.outline = self._drawn
         if changed & {"color", "rank", "clusters", "component"}:
             self._paint(e)
         if changed & {"selection", "rank", "axes"}:
