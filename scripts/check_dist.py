@@ -7,6 +7,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LEFT_OUT = {"__pycache__"}
+#: What an sdist has beside the package, and what the build writes there.
+BESIDE = {"CITATION.cff", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml"}
+BUILT = {"PKG-INFO", "setup.cfg"}
 
 
 def package() -> set[str]:
@@ -34,10 +37,11 @@ def main() -> int:
         for p in sorted(in_wheel - package())
         if not p.startswith(f"{about}/")
     ]
+    wrong += [f"{sdist.name} lacks {p}" for p in sorted(BESIDE - in_sdist)]
     wrong += [
-        f"{sdist.name} lacks {p}"
-        for p in ("LICENSE", "README.md", "pyproject.toml")
-        if p not in in_sdist
+        f"{sdist.name} has {p}"
+        for p in sorted(in_sdist - package() - BESIDE - BUILT)
+        if not p.startswith("vitxr.egg-info/")
     ]
     for part in ("METADATA", "entry_points.txt", "licenses/LICENSE"):
         if f"{about}/{part}" not in in_wheel:
