@@ -9,10 +9,12 @@ import matplotlib.pyplot as plt
 import netCDF4
 import numpy as np
 import pytest
+import synthetic
 import tensorly
 import xarray as xr
 import zarr
 from scipy.io import loadmat
+from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 
 import vitxr
@@ -30,6 +32,12 @@ F = T.vit.factorize(3, max_iter=30, progress=False)
 E = F.vit.embed(n_components=2)
 ENSEMBLE = T.vit.fit_ensemble([2, 3], replicates=2, max_iter=10, progress=False)
 EQUIVARIANCE = DS.vit.equivariance()
+TABLE = DS.vit.map_table().sel(layer=5)
+ORDER = E.vit.spatial_order(9, random_state=0)
+DIMENSION = F.vit.local_dimension(n_neighbors=10)
+FOUND = T.vit.choose_rank([2, 3], replicates=1, splits=1, max_iter=10, progress=False)
+SEEN = synthetic.extraction(synthetic.stimuli(per_class=1), step=16, layers=(0, 1), heads=2)
+SEEN.attrs["prefix_names"] = "class"
 
 #: Each kind of result as a plot takes it: the recipes of the how-to page.
 PLOTTED = {
@@ -47,7 +55,23 @@ PLOTTED = {
     "score": E.score.isel(pc=0).unstack("neuron").isel(feature_map=0),
     "equivariance_error": EQUIVARIANCE.equivariance_error,
     "error_map": EQUIVARIANCE.error_map.isel(layer=0, feature_map=0),
+    "phase_error": EQUIVARIANCE.phase_error.isel(layer=0, phase_y=0, phase_x=0),
+    "class_selectivity": TABLE.class_selectivity,
+    "label_share": TABLE.label_share,
+    "class_activity": DS.vit.class_activity().isel(layer=0).drop_vars("label"),
+    "population_sparseness": DS.vit.population_sparseness().isel(image=0, layer=0),
+    "image_r2": F.vit.explained(T).image_r2.drop_vars("image"),
+    "component_share": F.vit.explained(T).component_share,
+    "local_dimension": DIMENSION.local_dimension.unstack("neuron").isel(feature_map=0),
+    "spatial_order": ORDER.spatial_order,
+    "manifold_distance": ORDER.manifold_distance,
+    "test_error": FOUND["test_error"].isel(replicate=0, split=0),
+    "attention_map": SEEN.vit.attention_map().isel(image=0, shift_y=0, shift_x=0, layer=0, head=0),
+    "attention_rollout": SEEN.vit.attention_rollout().isel(image=0, shift_y=0, shift_x=0),
+    "attention_distance": SEEN.vit.attention_distance().isel(image=0, shift_y=0, shift_x=0),
+    "attention_entropy": SEEN.vit.attention_entropy().isel(image=0, shift_y=0, shift_x=0),
     "cka": DS.vit.cka().cka,
+    "rsa": DS.vit.rsa().rsa,
     "rdm": DS.vit.rdm().isel(shift_y=0, shift_x=0, layer=0).drop_vars(["image", "other_image"]),
 }
 
@@ -77,13 +101,27 @@ def test_plots_of_hvplot(kind):
     element = PLOTTED[kind].rename(kind).hvplot()
     hv.renderer("bokeh").get_plot(element)
     (first, *_) = element.traverse(lambda x: x, [hv.Element])
-    assert first.dimension_values(kind).size > 0
+    counted = isinstance(first, hv.Histogram)
+    drawn = np.nansum(first.dimension_values("Count" if counted else kind))
+    assert np.isclose(drawn, PLOTTED[kind].count() if counted else np.nansum(PLOTTED[kind]))
 
 
 def test_scikit_learn():
     ours = F.vit.embed(n_components=2)
     theirs = PCA(2).fit_transform(F.neuron_factor.transpose("neuron", "component"))
     np.testing.assert_allclose(abs(ours.score.transpose("neuron", "pc")), abs(theirs), atol=1e-5)
+
+
+def test_scikit_learn_on_a_tensor():
+    rows = T.unstack("shift").stack(response=("image", "shift_y", "shift_x"))
+    fitted = KMeans(3, random_state=0, n_init=2).fit(rows)
+    labelled = T.reset_index("neuron").assign_coords(cluster=("neuron", fitted.labels_))
+    squares = [
+        float(((group - group.mean("neuron")) ** 2).sum())
+        for _, group in labelled.groupby("cluster")
+    ]
+    assert len(squares) == 3
+    assert sum(squares) == pytest.approx(fitted.inertia_, rel=1e-4)
 
 
 def test_tensorly():
