@@ -1,5 +1,6 @@
 """The documentation names everything public, and its picture of the rooms is theirs."""
 
+import ast
 import inspect
 import re
 import subprocess
@@ -80,6 +81,42 @@ def test_the_page_lists_nothing_that_is_not_there():
                     thing = getattr(thing, part)
                 listed += 1
     assert listed > 80
+
+
+def calls(text):
+    """Calls in the Python blocks and the code spans of a page: function's name, keywords."""
+    blocks = re.findall(r"```(?:python|\{code-cell\})\n(.*?)```", text, re.DOTALL)
+    code = ["\n".join(ln for ln in block.splitlines() if ln[:1] not in ":!") for block in blocks]
+    for source in code + re.findall(r"`([^`\n]+\([^`\n]*\))`", text):
+        try:
+            tree = ast.parse(source)
+        except SyntaxError:  # a formula
+            assert source not in code
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                name = getattr(node.func, "attr", getattr(node.func, "id", None))
+                yield name, {k.arg for k in node.keywords if k.arg}
+
+
+def test_calls_in_pages_have_arguments_that_are_there():
+    known = {}
+    rooms = (vitxr, analysis, catalog, datasets, factor, models, plot, report, tensors)
+    for room in (*rooms, *(getattr(accessor, title) for title in accessor.__all__)):
+        for name, thing in vars(room).items():
+            if inspect.isfunction(thing) or (inspect.isclass(thing) and name in room.__all__):
+                known.setdefault(name, []).append(inspect.signature(thing).parameters.values())
+    seen = 0
+    for path in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        for name, given in calls(path.read_text("utf-8")):
+            if name in known:
+                seen += 1
+                assert any(
+                    given <= {p.name for p in parameters}
+                    or any(p.kind is p.VAR_KEYWORD for p in parameters)
+                    for parameters in known[name]
+                ), f"{path.name}: {name} has no {given}"
+    assert seen > 300
 
 
 def test_whats_new_names_what_is_there():
