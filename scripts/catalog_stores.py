@@ -33,7 +33,9 @@ IMAGES = "E. Alpaydin and C. Kaynak (1998), doi:10.24432/C50P49"
 
 def main() -> None:
     """Write all of it anew."""
-    stim = vitxr.datasets.digits(per_class=1)
+    stim = vitxr.datasets.digits(per_class=1).assign_attrs(
+        vitxr_version=vitxr.__version__, made_by="vitxr.datasets.digits(per_class=1)"
+    )
     for name in ("stimuli", "activations"):
         (FOLDER / f"{name}.yaml").unlink(missing_ok=True)
         shutil.rmtree(FOLDER / name, ignore_errors=True)

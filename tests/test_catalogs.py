@@ -43,6 +43,7 @@ def test_every_bundled_entry_opens_with_both(name):
             theirs[variable].drop_vars(theirs.coords, errors="ignore").compute(),
         )
     assert about["licence"] == "CC BY 4.0"
+    assert about["made"]["vitxr_version"]
     assert BUNDLED.loc[name, "sizes"] == dict(ours.sizes) == about["sizes"]
 
 

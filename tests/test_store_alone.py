@@ -13,6 +13,8 @@ pytest.importorskip("torch")
 
 import vitxr
 
+MODEL = vitxr.load_model("digits")
+
 
 def strings(data):
     """A count, then of each string its length and its bytes."""
@@ -97,9 +99,7 @@ def test_a_store_is_read_without_zarr(tmp_path, options):
     stim = vitxr.datasets.digits(per_class=1).isel(image=slice(5))
     options = {"shifts": vitxr.ShiftGrid(8), "layers": [0, 5], **options}
     path = tmp_path / "run.zarr"
-    ds = vitxr.extract(
-        stim, vitxr.load_model("digits"), store=path, progress=False, **options
-    ).compute()
+    ds = vitxr.extract(stim, MODEL, store=path, progress=False, **options).compute()
     arrays = {
         p.parent.name: read(p.parent) for p in path.glob("*/zarr.json") if p.parent.name[0] != "_"
     }
