@@ -285,6 +285,9 @@ def test_nan_is_in_all_that_it_is_part_of():
         lost = np.isnan(attention_rollout(ds, None, fusion))
         assert lost.any("key").values.tolist() == lost.all("key").values.tolist()
         assert np.flatnonzero(lost.any("key")).tolist() == [4]
+        for token, query in enumerate(["class", (0, 0), (0, 1), (0, 2), (1, 0)]):
+            row = np.isnan(attention_rollout(ds, query, fusion))
+            assert row.values.all() == row.values.any() == (token == 4)
 
 
 def test_entropy_is_scipys(att, theirs):

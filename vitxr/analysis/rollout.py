@@ -107,9 +107,11 @@ def attention_rollout(
                 ["query", "to"], options,
             ).rename(to="key")  # fmt: skip
     else:
-        start = np.zeros(tokens)
-        start[token] = 1
-        out = xr.DataArray(start, dims="to")
+        # Of the last layer the token's own row alone, so that no other row's NaN comes in.
+        top = steps.pop().isel(query=[token])
+        out = apply(
+            _row, [top], [["head", "query", "key"]], ["key"], {**options, "token": token}
+        ).rename(key="to")
         for step in reversed(steps):
             out = apply(
                 _back, [step, out], [["head", "query", "key"], ["to"]], ["key"], options
@@ -153,6 +155,14 @@ def _through(weights: np.ndarray, before: np.ndarray, fusion: str, residual: flo
             here *= 1 - residual
             here += residual * before[frame]
             here /= (1 - residual) * fused.sum(-1, keepdims=True) + residual
+    return out
+
+
+def _row(weights: np.ndarray, fusion: str, residual: float, token: int) -> np.ndarray:
+    """Return one token's row of ``N((1 - r) W + r I)``; ``weights`` are (..., head, 1, key)."""
+    out = _fused(weights, fusion)[..., 0, :] * (1 - residual)
+    out[..., token] += residual
+    out /= out.sum(-1, keepdims=True)
     return out
 
 
