@@ -208,6 +208,33 @@ def test_models():
     assert table.index.is_unique
 
 
+def test_models_by_intake(monkeypatch, tmp_path):
+    hub = pytest.importorskip("huggingface_hub")
+    transformers = pytest.importorskip("transformers")
+    # The hub is not asked whether it has them; its own reading of each address is what is checked.
+    monkeypatch.setattr(
+        hub.HfFileSystem, "_repo_and_revision_exist", lambda *args, **settings: (True, None)
+    )
+    path = vitxr.catalog._file(None).with_name("models.yaml")
+    read, table = intake.open_catalog(str(path)), vitxr.catalog.models()
+    assert list(read) == list(vitxr.catalog.entries(path).index) == list(table.index)
+    for name in read:
+        entry, about = read[name], read._entries[name].describe()
+        place = hub.HfFileSystem(skip_instance_cache=True).resolve_path(entry._urlpath)
+        timms = name.startswith("timm:")
+        repo = place.repo_id.partition(".")[0] if timms else place.repo_id
+        assert repo == name.replace(":", "/")
+        assert place.path_in_repo == "config.json"
+        assert place.revision == about["metadata"]["revision"] == table.loc[name, "revision"]
+        assert about["description"] == table.loc[name, "expect"]
+    transformers.ViTConfig().save_pretrained(tmp_path)
+    here = intake.open_catalog(str(path))["google/vit-base-patch16-224"]
+    here._urlpath = str(tmp_path / "config.json")
+    assert here.read()["num_hidden_layers"] == 12
+    with pytest.raises(ArgumentError, match="read by 'jsonfiles'"):
+        vitxr.catalog.open("facebook/dinov2-base", path)
+
+
 def test_on_the_command_line(lab, capsys):
     add = ["--add", str(lab / "run.zarr")]
     assert main(["catalog", str(lab / "lab.yaml"), *add, "--licence", "CC0"]) == 0

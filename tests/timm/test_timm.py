@@ -292,6 +292,13 @@ def test_names(monkeypatch, made):
     assert set(model.versions()) == {"torch_version", "timm_version"}
 
 
+def test_the_catalogs_files_are_those_that_timm_loads():
+    rows = vitxr.catalog.entries(vitxr.catalog._file(None).with_name("models.yaml"))
+    for name in rows.index[rows.index.str.startswith("timm:")]:
+        hub = timm.get_pretrained_cfg(name.removeprefix("timm:")).hf_hub_id
+        assert rows.loc[name, "url"] == f"hf://{hub}@main/config.json"
+
+
 def test_unknown_names():
     with pytest.raises(ModelError, match=r"'vit_base_patch16_225'; the nearest: timm:vit_base_pat"):
         vitxr.load_model("timm:vit_base_patch16_225")

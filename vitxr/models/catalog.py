@@ -22,7 +22,10 @@ def known_models() -> dict[str, dict[str, Any]]:
     import yaml
 
     text = (importlib.resources.files("vitxr") / "catalogs" / "models.yaml").read_text("utf-8")
-    return {row["id"]: row for row in yaml.safe_load(text)}
+    return {
+        name: {"id": name, **row["metadata"], "expect": row["description"]}
+        for name, row in yaml.safe_load(text)["sources"].items()
+    }
 
 
 def hint(name: str) -> str:
