@@ -9,14 +9,14 @@
 # # The original notebook again
 #
 # The analysis that vitxr grew out of, section by section in the notebook's order, with its own
-# rules: the raster of shifts, pixel values as they are, maps ranked by the first frame. A part of
-# its tensor is compared with the notebook's own loop below, all of it with a literal transcription
-# of the notebook by `tests/test_examples.py`.
+# rules: the raster of shifts, pixel values as they are, maps ranked by the first frame. Both of its
+# tensors are compared with the notebook's loop below, and with a literal transcription of the
+# notebook by `tests/test_examples.py`.
 #
 # On images and a model of your own:
 #
 # ```sh
-# python examples/notebook.py --images photos/ --model google/vit-base-patch16-224 --step 11
+# python examples/notebook.py --images photos/ --model google/vit-base-patch16-224 --step 11 --check 1
 # ```
 
 # %%
@@ -34,6 +34,7 @@ parser = argparse.ArgumentParser(description="The original notebook's analysis."
 parser.add_argument("--images", help="folder with one subfolder for each class; all of one size")
 parser.add_argument("--model", default="digits", help="name or folder of a model")
 parser.add_argument("--step", type=int, default=4, help="pixels between shifts")
+parser.add_argument("--check", type=int, help="images that the notebook's loop runs too (all)")
 parser.add_argument("--ranks", type=int, nargs="+", default=[6, 8, 10])
 parser.add_argument("--output", type=Path, default=Path("notebook"))
 # A kernel has arguments of its own.
@@ -101,23 +102,45 @@ t = ds.vit.neuron_tensor(layer=0, feature_maps=20).compute()
 t
 
 # %% [markdown]
-# The same by the notebook's loop, for the first row of the first image's frames: roll, run,
-# rectify, rank in the first frame, divide.
+# The same by the notebook's loop: roll, run one frame, rectify, rank in the first frame, divide.
 
 # %%
-frame, seen_by_block = vitxr.read_image(stim, 0).transpose(2, 0, 1), []
-hook = model.blocks[0].register_forward_hook(lambda *given: seen_by_block.append(given[-1]))
-frame = np.roll(frame, args.step, axis=1)
-for _ in ds.shift_x.values:
+by_loop: dict[int, list] = {0: [], last: []}
+hooks = [
+    model.blocks[i].register_forward_hook(lambda *given, i=i: by_loop[i].append(given[-1]))
+    for i in by_loop
+]
+
+
+def run(frame):
+    """Run one frame; the hooks keep its activations."""
     with torch.no_grad():
         model.forward(torch.tensor(frame[None], dtype=torch.float32, device=model.device))
-    frame = np.roll(frame, args.step, axis=2)
-hook.remove()
-maps = torch.cat(seen_by_block)[:, len(model.prefix) :].relu().cpu().numpy().transpose(0, 2, 1)
-maps = maps[:, np.argsort(-maps[0].mean(axis=1))[:20]]
-peak = maps.max(axis=2, keepdims=True)
-loop = np.divide(maps, peak, out=np.zeros_like(maps), where=peak > 0).reshape(len(maps), -1).T
-ours = t.values[:, 0, : len(maps)]
+
+
+for image in range(stim.sizes["image"])[: args.check]:
+    frame = vitxr.read_image(stim, image).transpose(2, 0, 1)
+    for _ in range(0, frame.shape[1], args.step):
+        frame = np.roll(frame, args.step, axis=1)
+        run(frame)
+        for _ in range(0, frame.shape[2], args.step):
+            frame = np.roll(frame, args.step, axis=2)
+            run(frame)
+for hook in hooks:
+    hook.remove()
+
+
+def notebooks(layer):
+    """Return the notebook's tensor: neurons, images, frames."""
+    maps = torch.cat(by_loop[layer])[:, len(model.prefix) :].relu().cpu().numpy()
+    maps = maps[..., np.argsort(-maps[0].mean(axis=0))[:20]].transpose(2, 1, 0)
+    peak = maps.max(axis=1, keepdims=True)
+    maps = np.divide(maps, peak, out=np.zeros_like(maps), where=peak > 0)
+    return maps.reshape(t.sizes["neuron"], -1, t.sizes["shift"])
+
+
+loop = notebooks(0)
+ours = t.values[:, : loop.shape[1]]
 np.testing.assert_allclose(ours, loop, rtol=1e-5, atol=1e-5)
 print(f"{loop.size} values, largest difference {abs(ours - loop).max():.1e}")
 
@@ -134,6 +157,12 @@ vitxr.plot.filmstrip(t, int(t.feature_map[0]))
 
 # %%
 m = ds.vit.neuron_matrix(layer=last, feature_maps=20).compute()
+loop = notebooks(last).mean(axis=2)
+ours = m.values[:, : loop.shape[1]]
+np.testing.assert_allclose(ours, loop, rtol=1e-5, atol=1e-5)
+print(f"{loop.size} values, largest difference {abs(ours - loop).max():.1e}")
+
+# %%
 vitxr.plot.neuron_matrix(m)
 
 # %% [markdown]

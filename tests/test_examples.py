@@ -57,7 +57,8 @@ def test_the_main_job(tmp_path):
 
 def test_the_notebook_again(tmp_path):
     out = run([ROOT / "examples" / "notebook.py", "--step", "8"], tmp_path)
-    assert "6400 values, largest difference" in out
+    assert "512000 values, largest difference" in out
+    assert "25600 values, largest difference" in out
     ds = vitxr.open(tmp_path / "notebook" / "activations.zarr")
     digits = vitxr.datasets.digits(per_class=5)
     model = vitxr.load_model("digits")
