@@ -16,7 +16,8 @@
 # On images and a model of your own:
 #
 # ```sh
-# python examples/notebook.py --images photos/ --model google/vit-base-patch16-224 --step 11 --check 1
+# python examples/notebook.py --images photos/ --model google/vit-base-patch16-224 \
+#     --step 11 --check 1
 # ```
 
 # %%
