@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Two processes with one thread each: more threads would only fight.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-base test-timm test-newest newer check docs bench app build clean
+.PHONY: demo test test-base test-timm test-newest newer check docs links bench app build clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -67,6 +67,9 @@ docs: $(VENV)/.installed  ## the site, into docs/_build/html; every code cell is
 	$(BIN)/python scripts/check_links.py README.md CONTRIBUTING.md docs
 	$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_docs.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going -j 2 -b html docs docs/_build/html
+
+links: $(VENV)/.installed  ## links of the site to other sites; needs a network
+	$(BIN)/python -m sphinx -q -D nb_execution_mode=off -D suppress_warnings=myst-nb.lexer -b linkcheck docs docs/_build/links
 
 bench: $(VENV)/.installed  ## speed, as ratios measured side by side
 	$(BIN)/python benchmarks/main_job.py
