@@ -1,6 +1,7 @@
 """What the browser of a store shows and serves, without a browser."""
 
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -414,6 +415,24 @@ def test_the_command_refuses_another_address_without_a_password(tmp_path):
     )
     assert done.returncode == 1
     assert "there is no password" in done.stderr
+
+
+def test_paths_without_a_store_are_said_before_serving(tmp_path):
+    store = vitxr.catalog.entries().loc["activations.digits", "url"]
+    for paths in [(tmp_path / "no.zarr",), (store, tmp_path / "no.zarr")]:
+        with pytest.raises(StoreError, match=r"there is no store at .*no\.zarr"):
+            serving.serve(*paths, show=False)
+
+
+def test_a_port_that_cannot_be_listened_on(tmp_path):
+    (tmp_path / "not-a-store").mkdir()
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        for taken in (port, 70_000):
+            with pytest.raises(ArgumentError, match=rf"port {taken} .*0 for any that is free"):
+                serving.serve(tmp_path / "not-a-store", port=taken, show=False)
 
 
 def test_a_store_that_cannot_be_opened_gets_a_page(tmp_path):

@@ -261,6 +261,9 @@ def test_movie_marks_gaps_and_says_what_it_leaves_out(tensor):
     plot.movie(lazy, image_at=1)
     script = plot.movie(tensor, title="</script><b>").html
     assert "</script><b>" not in script
+    page = plot.movie(tensor, title="@DATA@").html
+    assert "<title>@DATA@</title>" in page
+    assert page.count('"codes":') == 1
     for wrong, message in (
         ({"feature_maps": 99}, "feature_maps=99: the tensor has the maps"),
         ({"rate": 0}, "rate=0: expected frames a second"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import getpass
 import ipaddress
 import os
@@ -48,8 +47,8 @@ def serve(
 ) -> None:
     """Serve a store to browsers until it is interrupted.
 
-    A store that cannot be opened (unfinished, damaged, of another schema) is served as a page
-    that says so; it is tried again for every session.
+    A store that is there and cannot be opened (unfinished, damaged, of another schema) is served
+    as a page that says so; it is tried again for every session.
 
     Parameters
     ----------
@@ -67,7 +66,9 @@ def serve(
     Raises
     ------
     ArgumentError
-        If the address is of a network and there is no password.
+        If the address is of a network and there is no password, or cannot be listened on.
+    StoreError
+        If there is nothing at one of the paths.
     """
     password = None if _is_own(address) else _password(address)
     opened: list[Source] = []
@@ -83,11 +84,14 @@ def serve(
         except VitxrError as error:
             return problem_page(error, str(store))
 
-    with contextlib.suppress(VitxrError):  # the page will say it
+    try:
         source()
+    except VitxrError as error:
+        if any(_is_missing(path) for path in (store, factors)):
+            raise
+        print(f"vitxr browse: {error}", file=sys.stderr, flush=True)  # as the page will say
     _forbid_other_origins()
-    if port == 0:
-        port = _free(address)
+    port = _free(address, port)
     options: dict[str, Any] = {}
     if password is not None:
         options = {
@@ -172,8 +176,21 @@ def _forbid_other_origins() -> None:
     os.environ.pop("BOKEH_ALLOW_WS_ORIGIN", None)
 
 
-def _free(address: str) -> int:
+def _is_missing(path: str | Path | None) -> bool:
+    return path is not None and "://" not in str(path) and not Path(path).exists()
+
+
+def _free(address: str, port: int) -> int:
+    """The port, or any that is free where it is 0; an error where it is not."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as one:
-        one.bind((address, 0))
+        # As the server will: a port whose last connections are still closing is free.
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(os.name != "nt"))
+        try:
+            one.bind((address, port))
+        except (OSError, OverflowError) as error:
+            raise ArgumentError(
+                f"port {port} of address {address!r} cannot be listened on: {error}. Give another "
+                "port (0 for any that is free), or an address of this machine."
+            ) from error
         return int(one.getsockname()[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -165,7 +166,9 @@ def movie(
     }
     # nothing in the data may end the script that holds them
     data = json.dumps(facts).replace("<", "\\u003c")
-    page = PLAYER.replace("@TITLE@", html.escape(title)).replace("@DATA@", data)
+    # At once: what takes a place may itself read like one.
+    given = {"@TITLE@": html.escape(title), "@DATA@": data}
+    page = re.sub("|".join(given), lambda found: given[found[0]], PLAYER)
     return Movie(frames, page)
 
 
