@@ -13,11 +13,11 @@
 # tensors are compared with the notebook's loop below, and with a literal transcription of the
 # notebook by `tests/test_examples.py`.
 #
-# On images and a model of your own:
+# On images and a model of your own, with the notebook's numbers:
 #
 # ```sh
 # python examples/notebook.py --images photos/ --model google/vit-base-patch16-224 \
-#     --step 11 --check 1
+#     --step 11 --ranks 20 25 30 --check 1
 # ```
 
 # %%
@@ -35,14 +35,21 @@ parser = argparse.ArgumentParser(description="The original notebook's analysis."
 parser.add_argument("--images", help="folder with one subfolder for each class; all of one size")
 parser.add_argument("--model", default="digits", help="name or folder of a model")
 parser.add_argument("--step", type=int, default=4, help="pixels between shifts")
-parser.add_argument("--check", type=int, help="images that the notebook's loop runs too (all)")
 parser.add_argument("--ranks", type=int, nargs="+", default=[6, 8, 10])
+parser.add_argument("--check", type=int, help="images that the notebook's loop runs too (all)")
 parser.add_argument("--output", type=Path, default=Path("notebook"))
 # A kernel has arguments of its own.
 args = parser.parse_args([] if hasattr(builtins, "__IPYTHON__") else None)
 args.output.mkdir(parents=True, exist_ok=True)
 
 hv.extension("matplotlib", logo=False)
+
+
+def keep(name, picture):
+    """Save a picture, and hand it on to be shown."""
+    vitxr.plot.save(picture, args.output / f"{name}.png")
+    return picture
+
 
 # %% [markdown]
 # ## 2 The model and its prediction
@@ -51,11 +58,6 @@ hv.extension("matplotlib", logo=False)
 model = vitxr.load_model(args.model)
 model
 
-# %% [markdown]
-# ## 4 Images
-#
-# Five of each of four classes. (The notebook looks at attention first, in one photograph.)
-
 # %%
 if args.images:
     stim = vitxr.open_images(args.images, per_class=5, size=model.input_size)
@@ -63,29 +65,41 @@ else:
     digits = vitxr.datasets.digits(per_class=5)
     stacks = {d: digits.pixels.values[digits.label == d] for d in "0347"}
     stim = vitxr.open_images(stacks, size=model.input_size)
-vitxr.plot.stimuli(stim)
-
-# %%
-seen = vitxr.extract(
-    stim, model, "all", shifts=None, variables=["activation", "attention", "logits"]
-).load()
-vitxr.plot.predictions(seen.logits)
+one = vitxr.extract(
+    stim.isel(image=[0]), model, "all", shifts=None,
+    variables=["activation", "prefix", "embedding", "attention", "logits"],
+).load()  # fmt: skip
+one.vit.top_classes(3).to_dataframe()
 
 # %% [markdown]
 # ## 3 Attentions and hidden states
 #
-# Every head of every layer, for the first image; then what one patch attends to, on the patch grid.
+# Every head of every layer; what one patch attends to, on the patch grid; the embedding and two
+# blocks, whole, and one of their channels.
 
 # %%
-first = seen.isel(image=[0])
-vitxr.plot.attention_matrices(first)
+keep("attention", vitxr.plot.attention_matrices(one))
 
 # %%
-middle = (model.grid[0] // 2, model.grid[1] // 2)
-vitxr.plot.attention_query(first, query=middle, layer=len(model.blocks) // 2)
+last = len(model.blocks) - 1
+row, col = model.grid
+query = (8 * row // 14, col // 2)
+keep("query", vitxr.plot.attention_query(one, query=query, layer=min(5, last)))
 
 # %%
-vitxr.plot.feature_map_layers(first, feature_map=17)
+some = one.sel(layer=[0, last - 1])
+keep("hidden", vitxr.plot.hidden_states(some))
+
+# %%
+keep("channel", vitxr.plot.feature_map_layers(some, feature_map=391 % some.sizes["feature_map"]))
+
+# %% [markdown]
+# ## 4 Images
+#
+# Five of each of four classes.
+
+# %%
+keep("images", vitxr.plot.stimuli(stim))
 
 # %% [markdown]
 # ## 5 The 3D neuron tensor
@@ -94,12 +108,12 @@ vitxr.plot.feature_map_layers(first, feature_map=17)
 # maps are kept, and each is divided by its own maximum in each frame.
 
 # %%
-last = len(model.blocks) - 1
 ds = vitxr.extract(
     stim, model, layers=[0, last], shifts=vitxr.ShiftGrid(args.step, "raster"),
     preprocess="raw", store=args.output / "activations.zarr", progress=False,
 )  # fmt: skip
 t = ds.vit.neuron_tensor(layer=0, feature_maps=20).compute()
+t.vit.to_mat(args.output / "neuron_output_3D.mat")
 t
 
 # %% [markdown]
@@ -140,16 +154,17 @@ def notebooks(layer):
     return maps.reshape(t.sizes["neuron"], -1, t.sizes["shift"])
 
 
-loop = notebooks(0)
-ours = t.values[:, : loop.shape[1]]
-np.testing.assert_allclose(ours, loop, rtol=1e-5, atol=1e-5)
-print(f"{loop.size} values, largest difference {abs(ours - loop).max():.1e}")
+def compare(ours, loop):
+    """Fail if one of the values is another."""
+    ours = ours.values[:, : loop.shape[1]]
+    np.testing.assert_allclose(ours, loop, rtol=1e-5, atol=1e-5)
+    print(f"{loop.size} values, largest difference {abs(ours - loop).max():.1e}")
+
+
+compare(t, notebooks(0))
 
 # %%
-vitxr.plot.activity(ds.vit.activity().sel(layer=0))
-
-# %%
-vitxr.plot.filmstrip(t, int(t.feature_map[0]))
+keep("activity", vitxr.plot.activity(ds.vit.activity().sel(layer=0)))
 
 # %% [markdown]
 # ## 6 The 2D neuron tensor
@@ -158,55 +173,81 @@ vitxr.plot.filmstrip(t, int(t.feature_map[0]))
 
 # %%
 m = ds.vit.neuron_matrix(layer=last, feature_maps=20).compute()
-loop = notebooks(last).mean(axis=2)
-ours = m.values[:, : loop.shape[1]]
-np.testing.assert_allclose(ours, loop, rtol=1e-5, atol=1e-5)
-print(f"{loop.size} values, largest difference {abs(ours - loop).max():.1e}")
-
-# %%
-vitxr.plot.neuron_matrix(m)
+m.vit.to_mat(args.output / "neuron_output_2D.mat")
+compare(m, notebooks(last).mean(axis=2))
 
 # %% [markdown]
 # ## 7 Tensor factorization
 #
-# Nonnegative CP by HALS at three ranks, tolerance 1e-5.
+# First the tensor itself: every frame of a map, for the first image. All maps are in `movie.html`.
+
+# %%
+vitxr.plot.save(vitxr.plot.movie(t), args.output / "movie.html")
+maps = list(dict.fromkeys(t.feature_map.values))
+keep("frames", vitxr.plot.filmstrip(t, int(maps[0])))
+
+# %% [markdown]
+# Nonnegative CP by HALS, tolerance 1e-5; from three starts, where the notebook has one.
 
 # %%
 tree = t.vit.fit_ensemble(args.ranks, replicates=3, tol=1e-5, progress=False)
-vitxr.plot.objective_by_rank(tree)
+keep("objective", vitxr.plot.objective_by_rank(tree))
 
 # %%
-vitxr.plot.similarity_by_rank(tree)
+keep("similarity", vitxr.plot.similarity_by_rank(tree))
 
 # %%
 f = tree.vit.best(args.ranks[1])
-vitxr.plot.factors(f)
+keep("factors", vitxr.plot.factors(f))
 
 # %%
-vitxr.plot.factor_curves(f)
+keep("neurons", vitxr.plot.factor_curves(f, "neuron"))
+
+# %%
+keep("shifts", vitxr.plot.factor_curves(f, "shift"))
 
 # %% [markdown]
-# The embedding of the neurons: ten principal components of the neuron factor.
+# The embedding of the neurons: the first ten principal components of the neuron factor, or as many
+# as there are.
 
 # %%
 e = f.vit.embed(n_components=10)
-vitxr.plot.explained_variance(e)
+keep("variance", vitxr.plot.explained_variance(e))
 
 # %%
-vitxr.plot.embedding(e, color="feature_map")
+keep("embedding", vitxr.plot.embedding_3d(e, color="feature_map"))
 
 # %% [markdown]
-# The spatial order: one feature map's neurons, by row and column at once.
+# The spatial order: one feature map's neurons, by row, then by column.
 
 # %%
-one = e.isel(neuron=np.flatnonzero(e.feature_map == t.feature_map.values[-1]))
-vitxr.plot.embedding(one, color="both")
+keep("rows", vitxr.plot.embedding_3d(e, color="patch_row", feature_map=int(maps[1])))
+
+# %%
+keep("columns", vitxr.plot.embedding_3d(e, color="patch_col", feature_map=int(maps[1])))
 
 # %% [markdown]
 # ### 7.1 2D
 #
-# A matrix is a tensor of two modes.
+# The means over shifts, of the first layer and of the last, each fitted as a matrix.
 
 # %%
-g = m.vit.factorize(rank=3, tol=1e-5, progress=False)
-vitxr.plot.factors(g)
+first = ds.vit.neuron_matrix(layer=0, feature_maps=20).compute()
+keep("first_matrix", vitxr.plot.neuron_matrix(first))
+
+# %%
+trees = [matrix.vit.fit_ensemble(range(1, 6), tol=1e-5, progress=False) for matrix in (first, m)]
+g, h = (tree.vit.best(3) for tree in trees)
+keep("first_factors", vitxr.plot.factors(g))
+
+# %%
+keep("first_rows", vitxr.plot.embedding_3d(g.vit.embed(), color="patch_row"))
+
+# %%
+keep("last_matrix", vitxr.plot.neuron_matrix(m))
+
+# %%
+keep("last_factors", vitxr.plot.factors(h))
+
+# %%
+keep("last_rows", vitxr.plot.embedding_3d(h.vit.embed(), color="patch_row"))

@@ -59,6 +59,9 @@ def test_the_notebook_again(tmp_path):
     out = run([ROOT / "examples" / "notebook.py", "--step", "8"], tmp_path)
     assert "512000 values, largest difference" in out
     assert "25600 values, largest difference" in out
+    pictures = list((tmp_path / "notebook").glob("*.png"))
+    assert len(pictures) == 22
+    assert min(picture.stat().st_size for picture in pictures) > 10_000
     ds = vitxr.open(tmp_path / "notebook" / "activations.zarr")
     digits = vitxr.datasets.digits(per_class=5)
     model = vitxr.load_model("digits")
@@ -70,6 +73,9 @@ def test_the_notebook_again(tmp_path):
     tensor, matrix = ds.vit.neuron_tensor(layer=0), ds.vit.neuron_matrix(layer=5)
     np.testing.assert_allclose(tensor, literal.neuron_output_3D(frames), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(matrix, literal.neuron_output_2D(means), rtol=1e-5, atol=1e-5)
+    for name, expected in (("3D", tensor), ("2D", matrix)):
+        back = vitxr.read_mat(tmp_path / "notebook" / f"neuron_output_{name}.mat")
+        assert back.identical(expected.compute())
 
 
 def test_three_families(tmp_path):
