@@ -75,7 +75,8 @@ def top_classes(ds: xr.Dataset, k: int = 5) -> xr.Dataset:
     # By position from here on: names may occur twice.
     z = logits.drop_vars([n for n, c in logits.coords.items() if "class" in c.dims])
     if z.chunks is not None:
-        z = z.chunk({"class": -1})
+        # Of the variable alone: coordinates stay in memory.
+        z = z.copy(data=z.variable.chunk({"class": -1}).data)
     makers = {
         "class_number": (lambda a: _largest(a, k), np.int64),
         "top_class": (lambda a: names[_largest(a, k)], object),

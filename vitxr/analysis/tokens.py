@@ -39,7 +39,10 @@ def apply(
 ) -> xr.DataArray:
     """Apply a kernel along core dims, lazily to what is lazy."""
     whole = [
-        array.chunk({d: -1 for d in dims if d in array.dims}) if array.chunks else array
+        # Of the variable alone: coordinates stay in memory.
+        array.copy(data=array.variable.chunk({d: -1 for d in dims if d in array.dims}).data)
+        if array.chunks
+        else array
         for array, dims in zip(arrays, inputs, strict=True)
     ]
     given = arrays[0].dtype
